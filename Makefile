@@ -1,0 +1,31 @@
+# make ablate   environment, install, and the embedded demonstration (results/demo)
+# make test     environment, install, static checks and the whole test suite
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+# Extra arguments for pip, such as an index that holds CPU builds of torch.
+PIP_FLAGS ?=
+
+.PHONY: ablate test lint clean
+.DELETE_ON_ERROR:
+
+ablate: $(READY)
+	$(BIN)/python -m lrbench.ablate
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"lrbench needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}: name another with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[asv,test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .asv
