@@ -1,1 +1,36 @@
-"""lrbench."""
+"""lrbench: compressors for what a CNN's convolutions work on, compared and checked.
+
+import lrbench
+
+blocks = lrbench.Im2col(x, kernel_size=3, padding=1)
+factors = lrbench.get_compressor("svd", eps=0.1).compress(blocks)
+model = lrbench.wrap(model, mask="101010", compressor="svd", eps=0.1, path="both")
+"""
+
+from lrbench.blocks import DenseBlocks
+from lrbench.compressors import (
+    Compressor,
+    NonFiniteBlockError,
+    UnknownCompressorError,
+    get_compressor,
+    list_compressors,
+    register,
+)
+from lrbench.factors import Factors, LowRank, Origin
+from lrbench.im2col import Geometry, Im2col
+
+__all__ = [
+    "Compressor",
+    "DenseBlocks",
+    "Factors",
+    "Geometry",
+    "Im2col",
+    "LowRank",
+    "NonFiniteBlockError",
+    "Origin",
+    "UnknownCompressorError",
+    "get_compressor",
+    "list_compressors",
+    "register",
+]
+__version__ = "0.1.0"

@@ -13,7 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA", "Record", "ResultsFolderError", "is_finished", "prepare_folder", "read_runs", "run_id", "write_run"]
+__all__ = [
+    "SCHEMA",
+    "Record",
+    "ResultsFolderError",
+    "is_finished",
+    "prepare_folder",
+    "read_runs",
+    "run_id",
+    "write_run",
+]
 
 SCHEMA = 1
 """Version of a run file's layout."""

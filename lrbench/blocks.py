@@ -1,0 +1,295 @@
+"""Batches of matrices, read in strips: what compressors work on, whether or not it was ever formed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Blocks", "DenseBlocks", "as_blocks", "block_norms", "scale_by_power_of_two"]
+
+STRIP_BYTES = {"cpu": 4 << 20}
+"""Scratch for one strip: it stays in a CPU's cache; elsewhere (256 MiB) it fills the device."""
+
+Index = int | Tensor
+
+
+class Blocks(ABC):
+    """N matrices of one shape m x n, of one floating dtype, on one device.
+
+    Attributes
+    ----------
+    shape : torch.Size
+        (N, m, n).
+    groups : int
+        Of the convolution that reads the blocks: block ``i * groups + j`` belongs to group ``j`` of image ``i``.
+    """
+
+    groups: int = 1
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """(N, m, n)."""
+
+    @property
+    @abstractmethod
+    def tensor(self) -> Tensor:
+        """The tensor that holds the numbers: the blocks themselves, or the images that they are lowered from."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the numbers."""
+        return self.tensor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.tensor.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Form the blocks, a new (N, m, n) tensor."""
+
+    @abstractmethod
+    def rows(self, i: Index) -> Tensor:
+        """Row ``i`` of every block, (N, n); an int64 tensor (N,) names a row for each block."""
+
+    @abstractmethod
+    def columns(self, j: Index) -> Tensor:
+        """Column ``j`` of every block, (N, m); an int64 tensor (N,) names a column for each block."""
+
+    @abstractmethod
+    def select(self, index: Tensor | slice) -> Self:
+        """The blocks at ``index`` (int64 (K,): a copy; a slice: a view) as blocks of a single group."""
+
+    @abstractmethod
+    def like(self, tensor: Tensor) -> Self:
+        """Blocks of the same layout over another backing tensor."""
+
+    @abstractmethod
+    def abs_max(self) -> Tensor:
+        """Largest magnitude in each block, (N,), of the blocks' dtype; not finite where the block is not."""
+
+    @abstractmethod
+    def scaled(self, exponent: Tensor) -> "Blocks":
+        """Block i times 2**exponent[i], in a layout that is cheap to read; exponent is int64 (N,)."""
+
+    @abstractmethod
+    def squared_norm(self) -> Tensor:
+        """Squared Frobenius norms, (N,) float64."""
+
+    @abstractmethod
+    def matmul(self, weight: Tensor) -> Tensor:
+        """The exact products W D_i of blocks of a single group: (K, m) -> (N, K, n)."""
+
+    @abstractmethod
+    def grad_weight(self, grad: Tensor) -> Tensor:
+        """The exact Σ_i G_i D_iᵀ of blocks of a single group: (N, K, n) -> (K, m)."""
+
+    @abstractmethod
+    def _strip(self, blocks: slice, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        """Lower a part of some blocks into new memory, contiguous, in ``dtype``; aligned to the granularity."""
+
+    _row_granularity: int = 1
+    _column_granularity: int = 1
+
+    def strips(
+        self, along: Literal["rows", "columns"], dtype: torch.dtype = torch.float64
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Read all blocks once, a bounded strip at a time.
+
+        Parameters
+        ----------
+        along
+            The axis that is cut when a single block does not fit the scratch: strips hold all rows of some columns
+            (``columns``), or all columns of some rows (``rows``).
+        dtype
+            Of the strips. Products are accumulated in float64 because a float32 Gram matrix overshoots eps below
+            about 1e-2.
+
+        Yields
+        ------
+        tuple
+            (blocks, part, values): ``values`` holds rows or columns ``part`` of ``blocks``. All parts of one slice of
+            blocks come before the next slice.
+        """
+        N, m, n = self.shape
+        limit = STRIP_BYTES.get(self.device.type, 256 << 20) // dtype.itemsize
+        length, width = (n, m) if along == "columns" else (m, n)
+        grain = self._column_granularity if along == "columns" else self._row_granularity
+        part = min(length, max(grain, limit // width // grain * grain))
+        count = max(1, limit // (width * part))
+        for start in range(0, N, count):
+            blocks = slice(start, min(start + count, N))
+            for low in range(0, length, part):
+                cut = slice(low, min(low + part, length))
+                pair = (slice(0, m), cut) if along == "columns" else (cut, slice(0, n))
+                yield blocks, cut, self._strip(blocks, *pair, dtype)
+
+    def gram(self, side: Literal["rows", "columns"] = "rows") -> Tensor:
+        """Gram matrices in float64: D Dᵀ, (N, m, m), for ``rows``; Dᵀ D, (N, n, n), for ``columns``."""
+        N, m, n = self.shape
+        if side == "rows":
+            out = torch.zeros(N, m, m, dtype=torch.float64, device=self.device)
+            for blocks, _, D in self.strips("columns"):
+                out[blocks].baddbmm_(D, D.mT)
+        else:
+            out = torch.zeros(N, n, n, dtype=torch.float64, device=self.device)
+            for blocks, _, D in self.strips("rows"):
+                out[blocks].baddbmm_(D.mT, D)
+        return out
+
+    def left_product(self, basis: Tensor) -> Tensor:
+        """Bᵀ D in float64: (N, m, r) -> (N, r, n)."""
+        out = torch.empty(len(self), basis.shape[2], self.shape[2], dtype=torch.float64, device=self.device)
+        for blocks, columns, D in self.strips("columns"):
+            out[blocks, :, columns] = basis[blocks].mT.to(torch.float64) @ D
+        return out
+
+    def right_product(self, basis: Tensor) -> Tensor:
+        """D Bᵀ in float64: (N, r, n) -> (N, m, r)."""
+        out = torch.zeros(len(self), self.shape[1], basis.shape[1], dtype=torch.float64, device=self.device)
+        for blocks, columns, D in self.strips("columns"):
+            out[blocks].baddbmm_(D, basis[blocks, :, columns].mT.to(torch.float64))
+        return out
+
+
+class DenseBlocks(Blocks):
+    """Blocks that somebody formed already.
+
+    Parameters
+    ----------
+    values : Tensor
+        (N, m, n), floating, contiguous or not.
+    """
+
+    def __init__(self, values: Tensor, groups: int = 1) -> None:
+        self._values = values
+        self.groups = groups
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, m, n)."""
+        return self._values.shape
+
+    @property
+    def tensor(self) -> Tensor:
+        """The blocks themselves."""
+        return self._values
+
+    def dense(self) -> Tensor:
+        """Return a contiguous copy, (N, m, n)."""
+        return self._values.clone(memory_format=torch.contiguous_format)
+
+    def rows(self, i: Index) -> Tensor:
+        """Row ``i`` of every block, (N, n)."""
+        return self._values[_each(self), _per_block(i, self.shape[1], "row", self)]
+
+    def columns(self, j: Index) -> Tensor:
+        """Column ``j`` of every block, (N, m)."""
+        return self._values[_each(self), :, _per_block(j, self.shape[2], "column", self)]
+
+    def select(self, index: Tensor | slice) -> "DenseBlocks":
+        """The blocks at ``index``."""
+        return DenseBlocks(self._values[index])
+
+    def like(self, tensor: Tensor) -> "DenseBlocks":
+        """Blocks over another (N, m, n) tensor."""
+        return DenseBlocks(tensor, self.groups)
+
+    def abs_max(self) -> Tensor:
+        """Largest magnitude in each block, (N,)."""
+        return self._values.abs().amax((1, 2))
+
+    def scaled(self, exponent: Tensor) -> "DenseBlocks":
+        """Block i times 2**exponent[i]."""
+        return DenseBlocks(scale_by_power_of_two(self._values, exponent), self.groups)
+
+    def squared_norm(self) -> Tensor:
+        """Squared Frobenius norms, (N,) float64."""
+        out = torch.zeros(len(self), dtype=torch.float64, device=self.device)
+        for blocks, _, D in self.strips("rows"):
+            out[blocks] += D.square_().sum((1, 2))
+        return out
+
+    def matmul(self, weight: Tensor) -> Tensor:
+        """W D_i: (K, m) -> (N, K, n)."""
+        return torch.matmul(weight, self._values)
+
+    def grad_weight(self, grad: Tensor) -> Tensor:
+        """Σ_i G_i D_iᵀ: (N, K, n) -> (K, m)."""
+        return torch.bmm(grad, self._values.mT).sum(0)
+
+    def _strip(self, blocks: slice, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        part = self._values[blocks, rows, columns]
+        return torch.empty(part.shape, dtype=dtype, device=self.device).copy_(part)
+
+
+def as_blocks(blocks: Blocks | Tensor) -> Blocks:
+    """Take blocks as they are and wrap a tensor.
+
+    Raises
+    ------
+    TypeError
+        If ``blocks`` is neither, or its numbers are not real floating-point numbers.
+    ValueError
+        If a tensor has not three dimensions, or its matrices are empty.
+    """
+    if isinstance(blocks, Tensor):
+        if blocks.ndim != 3 or 0 in blocks.shape[1:]:
+            raise ValueError(
+                f"blocks have shape {tuple(blocks.shape)}: give a tensor (N, m, n) with m, n >= 1, or lrbench.Im2col"
+            )
+        blocks = DenseBlocks(blocks.detach())
+    if not isinstance(blocks, Blocks):
+        raise TypeError(f"blocks are a {type(blocks).__name__}: give a torch tensor (N, m, n) or lrbench.Im2col")
+    if not blocks.dtype.is_floating_point:
+        raise TypeError(f"blocks have dtype {blocks.dtype}: give a floating dtype, such as x.float()")
+    return blocks
+
+
+def block_norms(blocks: Blocks) -> Tensor:
+    """Frobenius norms, (N,) float64."""
+    return blocks.squared_norm().sqrt()
+
+
+def scale_by_power_of_two(values: Tensor, exponent: Tensor) -> Tensor:
+    """Multiply ``values[i]`` by 2**exponent[i], exactly as long as the results are normal numbers.
+
+    Parameters
+    ----------
+    values : Tensor
+        (N, ...), float32 or float64.
+    exponent : Tensor
+        (N,) int64; within twice the dtype's exponent range.
+    """
+    half = exponent.div(2, rounding_mode="floor")
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    # Two steps, because one factor of 2**±140 is out of float32's range though the product is not.
+    return (values * _power(half, values.dtype).view(shape)).mul_(_power(exponent - half, values.dtype).view(shape))
+
+
+def _power(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2**exponent from its bits: exp2 and pow may be off by a unit in the last place."""
+    if dtype == torch.float64:
+        return ((exponent + 1023) << 52).view(torch.float64)
+    return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
+
+
+def _each(blocks: Blocks) -> Tensor:
+    return torch.arange(len(blocks), device=blocks.device)
+
+
+def _per_block(index: Index, limit: int, what: str, blocks: Blocks) -> Tensor:
+    """Check an index and give it for each block, (N,) int64."""
+    index = torch.as_tensor(index, device=blocks.device)
+    if index.is_floating_point() or index.shape not in ((), (len(blocks),)):
+        raise IndexError(f"a {what} index is an int or an int64 tensor of shape ({len(blocks)},), not {index}")
+    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < limit):
+        raise IndexError(f"a {what} index lies outside 0..{limit - 1}: {index.tolist()}")
+    return index.expand(len(blocks))

@@ -1,0 +1,218 @@
+"""What a compressor is, and what it promises.
+
+A compressor proposes factors; this module checks them. The check is made on the factors as stored, in float64, for
+every block of every batch: see :mod:`lrbench.compressors.certificate`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lrbench.blocks import Blocks, as_blocks, block_norms
+from lrbench.compressors.certificate import residual_norms, unscaled
+from lrbench.compressors.spectral import truncated_svd
+from lrbench.factors import Factors, LowRank, Origin
+
+__all__ = ["Compressor", "Guarantee", "NonFiniteBlockError"]
+
+Guarantee = Literal["block", "batch"] | None
+
+WORKSPACE_BYTES = {"cpu": 32 << 20}
+"""Blocks are compressed in slices whose dense form and Gram matrix, in float64, take this much (elsewhere 1 GiB)."""
+
+
+class NonFiniteBlockError(ValueError):
+    """Blocks hold NaN or infinity.
+
+    Attributes
+    ----------
+    indices : list of int
+        Which blocks.
+    """
+
+    def __init__(self, indices: list[int]) -> None:
+        self.indices = indices
+        shown = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+        super().__init__(
+            f"{len(indices)} of the blocks hold NaN or infinity (indices {shown}): mend the data, or call "
+            'compress(..., nonfinite="keep") to store them as they are'
+        )
+
+
+class Compressor(ABC):
+    """A method that replaces blocks by something smaller.
+
+    A subclass gives :meth:`factorize`; :meth:`compress` calls it with finite blocks, scaled by a power of two to a
+    largest magnitude in [1/2, 1), and certifies what it returns if the class says ``guarantee = "block"``.
+
+    Parameters
+    ----------
+    eps : float
+        Requested relative Frobenius error, in (0, 1].
+
+    Attributes
+    ----------
+    guarantee : {"block", "batch", None}
+        ``block``: ‖D_i − D̂_i‖_F ≤ eps ‖D_i‖_F for every finite block, checked. ``batch``: the same for the batch as a
+        whole. None: no promise.
+    uses_eps : bool
+        Whether ``eps`` changes the result.
+    version : int
+        Of the algorithm: raised whenever its results change, so that stored results are not taken for new ones.
+    name : str
+        Under which the class is registered.
+    """
+
+    guarantee: ClassVar[Guarantee] = None
+    uses_eps: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+    name: ClassVar[str] = ""
+
+    def __init__(self, eps: float = 0.1) -> None:
+        if not (isinstance(eps, int | float) and not isinstance(eps, bool) and 0 < eps <= 1):
+            raise ValueError(f"eps is {eps!r}: it must be a number in (0, 1]")
+        self.eps = float(eps)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(eps={self.eps:g})"
+
+    @abstractmethod
+    def factorize(self, blocks: Blocks) -> LowRank:
+        """Approximate blocks by factors, to the relative error ``self.eps``.
+
+        Parameters
+        ----------
+        blocks : Blocks
+            N finite blocks (N >= 1) in float32 or float64, each zero or of largest magnitude in [1/2, 1).
+
+        Returns
+        -------
+        LowRank
+            The factors, in the blocks' dtype or a wider one.
+        """
+
+    def compress(self, blocks: Blocks | Tensor, *, nonfinite: Literal["raise", "keep"] = "raise") -> Factors:
+        """Replace a batch of blocks by factors.
+
+        Parameters
+        ----------
+        blocks : Im2col or Tensor
+            N blocks m x n: :class:`lrbench.Im2col`, or a floating tensor (N, m, n) on any device, contiguous or not.
+            Half precisions are lifted to float32.
+        nonfinite
+            What to do with blocks that hold NaN or infinity: ``raise``, or ``keep`` them as they are, which leaves
+            the factors of the other blocks as they would have been.
+
+        Returns
+        -------
+        Factors
+            On the blocks' device, in their dtype (float32 for half precisions).
+
+        Raises
+        ------
+        NonFiniteBlockError
+            If a block is not finite and ``nonfinite`` is ``raise``.
+        """
+        if nonfinite not in ("raise", "keep"):
+            raise ValueError(f"nonfinite is {nonfinite!r}: use 'raise' or 'keep'")
+        blocks = as_blocks(blocks)
+        if blocks.dtype.itemsize < 4:
+            blocks = blocks.like(blocks.tensor.to(torch.float32))
+        if len(blocks) == 0:
+            return self._assemble(blocks, self._empty(blocks), torch.zeros(0, dtype=torch.uint8, device=blocks.device))
+        magnitude = blocks.abs_max()
+        bad = ~torch.isfinite(magnitude)
+        any_bad = bool(bad.any())
+        if any_bad and nonfinite == "raise":
+            raise NonFiniteBlockError(bad.nonzero()[:, 0].tolist())
+        return self._represent(blocks, magnitude, bad if any_bad else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the compressor carries from one call to the next: tensors, numbers, strings; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        if state:
+            raise ValueError(f"{self.name} carries no state, but was given {sorted(state)}")
+
+    def _represent(self, blocks: Blocks, magnitude: Tensor, bad: Tensor | None) -> Factors:
+        """Scale, factorize and certify finite blocks, a bounded slice at a time."""
+        N, m, n = blocks.shape
+        if bad is not None:
+            # Zeros in the places of the bad blocks keep the batch's shape, and so the other blocks' arithmetic.
+            shape = (-1,) + (1,) * (blocks.tensor.ndim - 1)
+            finite = blocks.like(torch.where(bad.view(shape), blocks.tensor.new_zeros(()), blocks.tensor))
+            magnitude = torch.where(bad, magnitude.new_zeros(()), magnitude)
+        else:
+            finite = blocks
+        exponent = torch.frexp(magnitude).exponent.to(torch.int64)
+        limit = WORKSPACE_BYTES.get(blocks.device.type, 1 << 30)
+        step = max(1, limit // (8 * (m * n + min(m, n) ** 2)))
+        parts, origins = [], []
+        for start in range(0, N, step):
+            part = slice(start, min(start + step, N))
+            factors, origin = self._certified(finite.select(part).scaled(-exponent[part]), exponent[part])
+            parts.append(factors)
+            origins.append(origin)
+        origin = torch.cat(origins)
+        if bad is not None:
+            origin[bad] = int(Origin.STORED)
+        return self._assemble(blocks, LowRank.concatenate(parts), origin)
+
+    def _certified(self, work: Blocks, exponent: Tensor) -> tuple[LowRank, Tensor]:
+        """Factors of 2**e_i D_i that keep the tolerance, or none where a block is to be stored, and the origins."""
+        dtype = work.dtype
+        origin = torch.full((len(work),), int(Origin.OWN), dtype=torch.uint8, device=work.device)
+        if self.guarantee != "block":
+            return _rounded(self.factorize(work), dtype, exponent), origin
+        norms = block_norms(work)
+        if self.eps == 1:
+            return self._empty(work), origin
+        factors = _rounded(self.factorize(work), dtype, exponent)
+        fits = _fits(factors.ranks, work)
+        kept = residual_norms(work, factors, exponent) <= self.eps * norms
+        # The SVD again, ever further inside the tolerance, where rounding to the stored dtype broke it.
+        for inside in (1.0, 0.99, 0.9, 0.5, 0.1):
+            failed = (fits & ~kept).nonzero()[:, 0]
+            if len(failed) == 0:
+                break
+            again = work.select(failed)
+            better = _rounded(truncated_svd(again, inside * self.eps), dtype, exponent[failed])
+            factors = factors.replace(failed, better)
+            origin[failed] = int(Origin.ESCALATED)
+            fits[failed] = _fits(better.ranks, work)
+            kept[failed] = residual_norms(again, better, exponent[failed]) <= self.eps * norms[failed]
+        stored = ~(fits & kept)
+        origin[stored] = int(Origin.STORED)
+        return factors, origin
+
+    def _assemble(self, blocks: Blocks, low_rank: LowRank, origin: Tensor) -> Factors:
+        """Copy the blocks that are to be stored, and drop their factors."""
+        stored = (origin == int(Origin.STORED)).nonzero()[:, 0]
+        kept = None
+        if len(stored):
+            low_rank = low_rank.replace(stored, self._empty(blocks.select(stored)))
+            kept = blocks.select(stored)
+        return Factors(low_rank.U, low_rank.V, low_rank.offsets, origin, stored, kept, blocks.groups)
+
+    @staticmethod
+    def _empty(blocks: Blocks) -> LowRank:
+        """Factors of rank 0."""
+        N, m, n = blocks.shape
+        ranks = torch.zeros(N, dtype=torch.int64, device=blocks.device)
+        return LowRank(blocks.tensor.new_empty(0, m), blocks.tensor.new_empty(0, n), ranks)
+
+
+def _rounded(low_rank: LowRank, dtype: torch.dtype, exponent: Tensor) -> LowRank:
+    """The factors as they will be stored."""
+    return unscaled(LowRank(low_rank.U.to(dtype), low_rank.V.to(dtype), low_rank.ranks), exponent)
+
+
+def _fits(ranks: Tensor, blocks: Blocks) -> Tensor:
+    """Whether factors of these ranks are no larger than the block: r (m + n) <= m n."""
+    m, n = blocks.shape[1:]
+    return ranks <= math.floor(m * n / (m + n))

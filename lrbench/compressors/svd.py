@@ -1,0 +1,24 @@
+"""The truncated singular value decomposition: the smallest rank that there is for a tolerance."""
+
+from lrbench.blocks import Blocks
+from lrbench.compressors import register
+from lrbench.compressors.base import Compressor
+from lrbench.compressors.spectral import truncated_svd
+from lrbench.factors import LowRank
+
+
+@register("svd")
+class TruncatedSVD(Compressor):
+    """The best approximation of each block (C. Eckart and G. Young, 1936, theorem I), cut where eps allows.
+
+    Parameters
+    ----------
+    eps : float
+        Requested relative Frobenius error, in (0, 1].
+    """
+
+    guarantee = "block"
+
+    def factorize(self, blocks: Blocks) -> LowRank:
+        """See :func:`lrbench.compressors.spectral.truncated_svd`."""
+        return truncated_svd(blocks, self.eps)
