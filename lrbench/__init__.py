@@ -16,8 +16,10 @@ from lrbench.compressors import (
     list_compressors,
     register,
 )
+from lrbench.conv import compressed_layers, unwrap, wrap
 from lrbench.factors import Factors, LowRank, Origin
 from lrbench.im2col import Geometry, Im2col
+from lrbench.measure.error import relative_error
 
 __all__ = [
     "Compressor",
@@ -29,8 +31,12 @@ __all__ = [
     "NonFiniteBlockError",
     "Origin",
     "UnknownCompressorError",
+    "compressed_layers",
     "get_compressor",
     "list_compressors",
     "register",
+    "relative_error",
+    "unwrap",
+    "wrap",
 ]
 __version__ = "0.1.0"

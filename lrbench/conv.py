@@ -1,0 +1,259 @@
+"""The compressed convolution, and putting it into a model and out again.
+
+A wrapped layer stays the ``torch.nn.Conv2d`` that it was, with its class, parameters, buffers and hooks; only what it
+calls to convolve is another. Compression is straight-through: nothing is differentiated through a compressor, and the
+input's gradient is Wᵀ·G, lifted back, on every path.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lrbench.compressors import Compressor, get_compressor
+from lrbench.factors import Factors
+from lrbench.im2col import Geometry, Im2col
+
+__all__ = ["PATHS", "CompressedConvolution", "compressed_layers", "convolutions", "masked_layers", "unwrap", "wrap"]
+
+Path = Literal["forward", "backward", "both"]
+PATHS: tuple[Path, ...] = ("forward", "backward", "both")
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+@dataclass(eq=False)
+class CompressedConvolution:
+    """What a wrapped layer calls to convolve.
+
+    Attributes
+    ----------
+    conv : torch.nn.Conv2d
+        The layer that it belongs to.
+    compressor : Compressor
+        The layer's own instance.
+    path : {"forward", "backward", "both"}
+        Where D̂ takes the place of D: in the product W·D, in the weight's gradient G·Dᵀ, or in both.
+    exact_eval : bool
+        Whether the layer convolves exactly while ``conv.training`` is False.
+    """
+
+    conv: nn.Conv2d
+    compressor: Compressor
+    path: Path
+    exact_eval: bool = False
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve (N, C, H, W) or (C, H, W), as ``Conv2d._conv_forward`` does."""
+        exact = self.exact_eval and not self.conv.training
+        # What the native convolution refuses, it refuses in its own words.
+        refused = x.ndim not in (3, 4) or x.shape[-3] != weight.shape[1] * self.conv.groups
+        if exact or refused or not x.dtype.is_floating_point:
+            return type(self.conv)._conv_forward(self.conv, x, weight, bias)
+        return _convolve(self, x, weight, bias)
+
+
+@torch.compiler.disable
+def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = _autocast(x, dtype), _autocast(weight, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
+    if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
+        raise RuntimeError(
+            f"input is {x.dtype}, weight {weight.dtype}"
+            + ("" if bias is None else f" and bias {bias.dtype}")
+            + ": a convolution needs all of one dtype"
+        )
+    batched = x.ndim == 4
+    geometry = Geometry.of(layer.conv)
+    with torch.autocast(device, enabled=False):
+        out = _Convolution.apply(
+            x if batched else x.unsqueeze(0),
+            weight,
+            bias,
+            geometry,
+            layer.compressor,
+            layer.path,
+            torch.is_grad_enabled(),
+        )
+    return cast(Tensor, out if batched else out.squeeze(0))
+
+
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast as autocast does: float64 is left alone."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+class _Convolution(torch.autograd.Function):
+    """W·D + b with D̂ in place of D where the path says so, keeping for backward only what is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        compressor: Compressor,
+        path: Path,
+        graph: bool,
+    ) -> Tensor:
+        needs_x, needs_weight = (graph and needed for needed in ctx.needs_input_grad[:2])
+        factors = None
+        if path != "backward" or needs_weight:
+            factors = compressor.compress(Im2col.of(x, geometry))
+        if path == "backward" or factors is None:
+            out = geometry.convolve(x, weight, bias)
+        else:
+            out = factors.matmul(weight.flatten(1).to(factors.dtype))
+            size = geometry.output_size((x.shape[2], x.shape[3]))
+            out = out.view(x.shape[0], weight.shape[0], *size)
+            if bias is not None:
+                out += bias.view(-1, 1, 1)
+            out = out.to(x.dtype)
+        saved = [weight] if needs_x else []
+        if needs_weight and path == "forward":
+            saved.append(x)
+        elif needs_weight and factors is not None:
+            saved += factors.tensors()
+            ctx.layout = factors.layout
+        ctx.save_for_backward(*saved)
+        ctx.geometry, ctx.path = geometry, path
+        ctx.x_shape, ctx.weight_shape, ctx.dtype = x.shape, weight.shape, x.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        saved = list(ctx.saved_tensors)
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = ctx.geometry.grad_input(grad, saved.pop(0), ctx.x_shape)
+        if needs_weight and ctx.path == "forward":
+            grad_weight = ctx.geometry.grad_weight(grad, saved[0], ctx.weight_shape)
+        elif needs_weight:
+            factors = Factors.restore(ctx.layout, tuple(saved))
+            blocks_grad = grad.reshape(factors.shape[0], -1, factors.shape[2]).to(factors.dtype)
+            grad_weight = factors.grad_weight(blocks_grad).view(ctx.weight_shape).to(ctx.dtype)
+        if needs_bias:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The model's convolutions by name, in the order of a mask's bits; a module that is used twice is one."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def compressed_layers(model: nn.Module) -> dict[str, CompressedConvolution]:
+    """The wrapped convolutions of a model, by name."""
+    layers = {name: vars(conv).get("_conv_forward") for name, conv in convolutions(model).items()}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, CompressedConvolution)}
+
+
+def masked_layers(model: nn.Module, mask: str | Sequence[str]) -> list[str]:
+    """Names of the convolutions that a mask selects, input side first.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    mask
+        A bit for each convolution, such as ``"101010"``; or a name, or a glob pattern, or a list of these.
+
+    Raises
+    ------
+    ValueError
+        If there is not one bit, 0 or 1, for each convolution, or a pattern matches none of them.
+    """
+    names = list(convolutions(model))
+    shown = ", ".join(name or "the model itself" for name in names) or "none"
+    if isinstance(mask, str) and mask.isdigit() and mask not in names:
+        if len(mask) != len(names) or set(mask) - {"0", "1"}:
+            raise ValueError(f"mask is {mask!r}: it must have {len(names)} bits, 0 or 1, for the convolutions {shown}")
+        return [name for name, bit in zip(names, mask, strict=True) if bit == "1"]
+    patterns = [mask] if isinstance(mask, str) else list(mask)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matches = [name for name in names if fnmatchcase(name, pattern)]
+        if not matches:
+            raise ValueError(f"mask has {pattern!r}, which matches no convolution: there are {shown}")
+        chosen.update(matches)
+    return [name for name in names if name in chosen]
+
+
+def wrap(
+    model: _Model,
+    mask: str | Sequence[str],
+    compressor: str | Compressor = "svd",
+    eps: float | None = None,
+    path: Path = "both",
+    exact_eval: bool = False,
+) -> _Model:
+    """Compress what some of a model's convolutions work on, in place.
+
+    Module objects, parameters, their order, ``state_dict`` keys, hooks and parametrizations stay as they are.
+
+    Parameters
+    ----------
+    model
+        Any module; a ``Conv2d`` itself may be one.
+    mask
+        Which convolutions: bits in the order of ``named_modules``, or names or glob patterns.
+    compressor
+        A registered name, or an instance, of which each layer gets a copy.
+    eps
+        Requested relative Frobenius error, in (0, 1], for a compressor given by name; its own default if None.
+    path
+        Where the approximation acts: in the ``forward`` product, in the weight's gradient (``backward``), or in
+        ``both``, as in the paper.
+    exact_eval
+        Convolve exactly in evaluation mode; otherwise a layer acts there as in training.
+
+    Returns
+    -------
+    torch.nn.Module
+        ``model``.
+
+    Raises
+    ------
+    ValueError
+        If the mask does not fit, the path is unknown, a layer is wrapped already, or a layer computes its
+        convolution in a way of its own. The model is then as it was.
+    """
+    if path not in PATHS:
+        raise ValueError(f"path is {path!r}: use {', '.join(PATHS)}")
+    if isinstance(compressor, Compressor):
+        if eps is not None:
+            raise ValueError(f"eps is {eps} beside an instance, {compressor!r}, that has its own: give one of them")
+    else:
+        compressor = get_compressor(compressor, **({} if eps is None else {"eps": eps}))
+    chosen = masked_layers(model, mask)
+    wrapped = compressed_layers(model)
+    if wrapped:
+        raise ValueError(f"the model is wrapped already ({', '.join(wrapped)}): call lrbench.unwrap(model) first")
+    layers = convolutions(model)
+    for name in chosen:
+        cls = type(layers[name])
+        if cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward:
+            raise ValueError(f"layer {name!r} is a {cls.__name__} with a forward of its own: leave it out of the mask")
+    for name in chosen:
+        conv = layers[name]
+        layer = CompressedConvolution(conv, copy.deepcopy(compressor), path, exact_eval)
+        # In the instance's dictionary it comes before the class's method, whatever becomes of the class.
+        vars(conv)["_conv_forward"] = layer
+    return model
+
+
+def unwrap(model: _Model) -> _Model:
+    """Make every wrapped convolution of a model plain again, in place, with its current weights; return the model."""
+    for layer in compressed_layers(model).values():
+        del vars(layer.conv)["_conv_forward"]
+    return model

@@ -1,0 +1,1 @@
+"""Measuring: each file answers one question and knows nothing of the others."""

@@ -1,0 +1,70 @@
+"""The models that runs are made of."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+__all__ = ["build_model", "list_models", "paper_cnn"]
+
+
+def paper_cnn(widths: Sequence[int] = (32, 64, 128), classes: int = 10, image_size: int = 32) -> nn.Sequential:
+    """Build the paper's network: {conv, conv, dropout, pool} x 3, {fc, dropout}, fc.
+
+    The paper gives no widths. The softmax is left to the loss. The six convolutions are ``conv1`` to ``conv6``, the
+    bits of a mask.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Output channels of the three pairs of 3x3 convolutions.
+    classes : int
+        Number of classes.
+    image_size : int
+        Height and width of the RGB images, a multiple of 8.
+
+    Raises
+    ------
+    ValueError
+        If there are not three positive widths, or the images cannot be pooled three times.
+    """
+    if len(widths) != 3 or min(widths) < 1:
+        raise ValueError(f"widths are {tuple(widths)}: the paper's network takes three positive numbers")
+    if image_size < 8 or image_size % 8:
+        raise ValueError(f"images are {image_size} pixels wide: the paper's network takes a multiple of 8")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = 3
+    for pair, width in enumerate(widths, start=1):
+        for position in (2 * pair - 1, 2 * pair):
+            layers[f"conv{position}"] = nn.Conv2d(channels, width, 3, padding=1)
+            layers[f"relu{position}"] = nn.ReLU()
+            channels = width
+        layers[f"dropout{pair}"] = nn.Dropout(0.25)
+        layers[f"pool{pair}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    layers["fc1"] = nn.Linear(channels * (image_size // 8) ** 2, 512)
+    layers["relu7"] = nn.ReLU()
+    layers["dropout4"] = nn.Dropout(0.5)
+    layers["fc2"] = nn.Linear(512, classes)
+    return nn.Sequential(layers)
+
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {"paper": paper_cnn}
+
+
+def list_models() -> list[str]:
+    """Names that :func:`build_model` takes."""
+    return sorted(_MODELS)
+
+
+def build_model(name: str, widths: Sequence[int], classes: int) -> nn.Module:
+    """Make a model with freshly drawn weights.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or it does not take these widths.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"there is no model {name!r}: use {', '.join(list_models())}")
+    return _MODELS[name](widths=widths, classes=classes)
