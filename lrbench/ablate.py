@@ -1,0 +1,235 @@
+"""The ablation: a grid of runs into a results folder, and the report on it.
+
+python -m lrbench.ablate                                    the embedded demonstration, in results/demo
+python -m lrbench.ablate --preset paper --data-dir DIR      the paper's three masks on CIFAR-10
+python -m lrbench.ablate --dataset cifar10 --compressors svd aca --masks 000000 101010 --seeds 0 1 --out DIR
+
+The same command, given again, does only what is missing.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lrbench.datasets import Dataset, list_datasets, load_dataset
+from lrbench.experiment import Experiment
+from lrbench.grid import Grid, expand
+from lrbench.models import list_models
+from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, write_run
+from lrbench.training import Config
+
+__all__ = ["main"]
+
+ALL = ["none", "svd", "rsvd", "aca", "aca-estimate"]
+MASKS = ["000000", "100000", "101010"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "dataset": "photos",
+        "compressors": ALL,
+        "masks": MASKS,
+        "eps": [0.1],
+        "path": ["both"],
+        "seeds": [0],
+        "epochs": 4,
+        "widths": [8, 16, 32],
+        "train_size": 1000,
+        "test_size": 500,
+        "timed_steps": 8,
+        "peak_processes": 1,
+    },
+    "paper": {
+        "dataset": "cifar10",
+        "compressors": ALL,
+        "masks": MASKS,
+        "eps": [0.1],
+        "path": ["both"],
+        "seeds": [0],
+        "epochs": 20,
+        "widths": [32, 64, 128],
+        "train_size": None,
+        "test_size": None,
+        "timed_steps": 20,
+        "peak_processes": 3,
+    },
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; give its exit status: 0, 1 if a run failed, 2 for a bad request, 130 if interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _options(arguments)
+    try:
+        data = load_dataset(options.dataset, options.data_dir)
+        configs, reasons = expand(_grid(options), _base(options, data), len(data.classes))
+        if options.dry_run:
+            _list_runs(configs, reasons, options.out)
+            return 0
+        prepare_folder(options.out)
+    except (ValueError, LookupError, TypeError, ResultsFolderError) as error:
+        print(f"lrbench.ablate: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+    for reason in reasons:
+        print(reason)
+    command = shlex.join(["python", "-m", "lrbench.ablate", *arguments])
+    experiment = Experiment(data, options.out / "checkpoints", options.timed_steps, options.peak_processes, command)
+    try:
+        failed = _run_all(configs, experiment, options.out, options.force)
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted: what is finished is in {options.out}; the same command goes on from there", file=sys.stderr
+        )
+        return 130
+    # Drawing is imported when there is something to draw: the command line answers sooner.
+    from lrbench.report import write_report
+
+    print(f"report: {write_report(options.out)}")
+    for reason in failed:
+        print(f"failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_all(configs: list[Config], experiment: Experiment, folder: Path, force: bool) -> list[str]:
+    """Do the runs that are missing, one after the other; give the reasons of those that failed."""
+    finished = {record["id"] for record in read_runs(folder) if is_finished(record)}
+    missing = [c for c in configs if force or run_id(c.to_json()) not in finished]
+    if len(missing) < len(configs):
+        print(f"{len(configs) - len(missing)} of {len(configs)} runs are done already")
+    failed = []
+    started = time.perf_counter()
+    with tqdm(total=sum(c.epochs for c in missing), unit="epoch", disable=not missing, dynamic_ncols=True) as bar:
+        for number, config in enumerate(missing, start=1):
+            checkpoint = experiment.checkpoint(run_id(config.to_json()))
+            if force:
+                checkpoint.unlink(missing_ok=True)
+            bar.set_description(f"{number}/{len(missing)} {describe(config)}")
+            target = int(bar.n) + config.epochs
+
+            def on_epoch(epoch: int, target: int = target, epochs: int = config.epochs) -> None:
+                bar.update(target - epochs + epoch - bar.n)
+
+            record = experiment.run(config, on_epoch)
+            write_run(folder, record)
+            bar.update(target - bar.n)
+            outcome = record["reason"] if not is_finished(record) else _headline(record)
+            bar.write(f"{describe(config)}: {outcome} ({record['seconds']:.0f} s)", file=sys.stdout)
+            if is_finished(record):
+                checkpoint.unlink(missing_ok=True)
+            else:
+                failed.append(f"{describe(config)}: {record['reason']}")
+    if missing:
+        print(f"{len(missing)} runs in {time.perf_counter() - started:.0f} s")
+    return failed
+
+
+def describe(config: Config) -> str:
+    """Name a run in a few words."""
+    if config.compressor is None:
+        return f"{config.mask} plain, seed {config.seed}"
+    eps = "" if config.eps is None else f" {config.eps:g}"
+    return f"{config.mask} {config.compressor}{eps} {config.path}, seed {config.seed}"
+
+
+def _headline(record: dict[str, Any]) -> str:
+    if record["outcome"] == "diverged":
+        return f"diverged in {record['outcome_detail']}"
+    note = " (chance level)" if record["outcome"] == "chance" else ""
+    return f"test accuracy {100 * record['final']['as_trained']['accuracy']:.1f} %{note}"
+
+
+def _list_runs(configs: list[Config], reasons: list[str], folder: Path) -> None:
+    done = {record["id"]: record["status"] for record in read_runs(folder)}
+    for config in configs:
+        name = run_id(config.to_json())
+        print(f"{name}  {done.get(name, 'missing'):8}  {describe(config)}")
+    for reason in reasons:
+        print(reason)
+    finished = sum(done.get(run_id(c.to_json())) == "finished" for c in configs)
+    print(f"{len(configs)} runs, {finished} finished, in {folder}")
+
+
+def _grid(options: argparse.Namespace) -> Grid:
+    return Grid(options.compressors, options.masks, options.eps, options.path, options.seeds)
+
+
+def _base(options: argparse.Namespace, data: Dataset) -> Config:
+    sizes = {}
+    for part, images in (("train", data.train_images), ("test", data.test_images)):
+        asked = getattr(options, f"{part}_size")
+        sizes[part] = len(images) if asked is None else asked
+        if not 1 <= sizes[part] <= len(images):
+            raise ValueError(f"--{part}-size is {sizes[part]}: {data.name} has 1 to {len(images)} such images")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("timed_steps", 0), ("peak_processes", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: use at least {least}")
+    if not options.learning_rate > 0:
+        raise ValueError(f"--learning-rate is {options.learning_rate}: use a positive number")
+    return Config(
+        dataset=data.name,
+        data_sha256=data.sha256,
+        train_size=sizes["train"],
+        test_size=sizes["test"],
+        model=options.model,
+        widths=tuple(options.widths),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=0,
+        mask="",
+        compressor=None,
+        compressor_version=None,
+        eps=None,
+        path=None,
+        device=options.device,
+        threads=options.threads,
+    )
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line: what it does not say, the preset does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lrbench.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, help="what the other options default to (demo; paper where --dataset is cifar10)")
+    add("--dataset", choices=list_datasets())
+    add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder, or its parent")
+    add("--train-size", type=int, metavar="N", help="how many training images")
+    add("--test-size", type=int, metavar="N", help="how many test images")
+    add("--model", choices=list_models(), default="paper")
+    add("--widths", type=int, nargs="+", metavar="W")
+    add("--epochs", type=int)
+    add("--batch-size", type=int, default=100)
+    add("--learning-rate", type=float, default=1e-3)
+    add("--compressors", nargs="+", metavar="NAME")
+    add("--masks", nargs="+", metavar="MASK", help="bits such as 101010, or layer names or patterns joined by commas")
+    add("--eps", type=float, nargs="+", help="requested relative errors, in (0, 1]")
+    add("--path", nargs="+", metavar="PATH", help="forward, backward or both")
+    add("--seeds", type=int, nargs="+", metavar="SEED")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU; part of a run's identity")
+    add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
+    add("--peak-processes", type=int, metavar="N", help="processes to measure peak memory in; 0 for none")
+    add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")
+    add("--force", action="store_true", help="do runs that are done again")
+    add("--dry-run", action="store_true", help="list the runs, and which are done")
+    options = parser.parse_args(arguments)
+    if options.preset is None:
+        options.preset = "paper" if options.dataset == "cifar10" else "demo"
+    for name, value in PRESETS[options.preset].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.out is None:
+        options.out = Path("results") / options.preset
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

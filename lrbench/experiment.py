@@ -1,0 +1,286 @@
+"""From a configuration to a record: train, evaluate, measure, and write down what was seen and what was not."""
+
+import copy
+import math
+import platform
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+import lrbench
+from lrbench.compressors import NonFiniteBlockError
+from lrbench.conv import compressed_layers, unwrap
+from lrbench.datasets import Dataset, to_float
+from lrbench.measure.layers import measure_layers
+from lrbench.measure.memory import PeakUnavailableError, measure_peak
+from lrbench.measure.time import quartiles, split_steps, time_steps
+from lrbench.store import SCHEMA, Record, run_id
+from lrbench.training import Config, Evaluation, evaluate, make_model, make_optimizer, train, training_step
+
+__all__ = ["Experiment"]
+
+LAYER_BATCHES = 10
+"""Training batches that the layers' ranks and errors are measured on."""
+
+
+class Experiment:
+    """What the runs of one command share: the data, what is to be measured, and the plain model's peak.
+
+    Parameters
+    ----------
+    data : Dataset
+        The data.
+    checkpoints : Path
+        Folder of the checkpoints of unfinished runs.
+    rounds : int
+        Training steps that are timed, of each of the wrapped and the plain model; 0 for none.
+    processes : int
+        Processes in which the peak memory of a step is measured, of each of the two; 0 for none.
+    command : str
+        As it was given.
+    """
+
+    def __init__(
+        self, data: Dataset, checkpoints: Path, rounds: int = 10, processes: int = 3, command: str = ""
+    ) -> None:
+        self.data, self.checkpoints, self.rounds, self.processes = data, checkpoints, rounds, processes
+        self.command = command
+        self._plain_peaks: dict[tuple[Any, ...], list[int]] = {}
+
+    def run(self, config: Config, on_epoch: Callable[[int], None] = lambda epoch: None) -> Record:
+        """Run a configuration to its end and give its record; an error is recorded, not raised."""
+        record = self._frame(config)
+        start = time.perf_counter()
+        try:
+            record |= self._results(config, record["id"], on_epoch)
+            record["status"] = "finished"
+        except Exception as error:
+            record["reason"] = f"{type(error).__name__}: {error}"
+            record["traceback"] = traceback.format_exc()
+        record["finished"] = _now()
+        record["seconds"] = time.perf_counter() - start
+        return record
+
+    def checkpoint(self, name: str) -> Path:
+        """Where an unfinished run is kept."""
+        return self.checkpoints / f"{name}.pt"
+
+    def _frame(self, config: Config) -> Record:
+        data = self.data
+        return {
+            "schema": SCHEMA,
+            "id": run_id(config.to_json()),
+            "status": "failed",
+            "reason": None,
+            "traceback": None,
+            "config": config.to_json(),
+            "data": {
+                "name": data.name,
+                "source": data.source,
+                "sha256": data.sha256,
+                "train": config.train_size,
+                "test": config.test_size,
+                "classes": list(data.classes),
+            },
+            "environment": {**environment(), "device": _device_name(config.device), "threads": config.threads,
+                            "command": self.command},
+            "started": _now(),
+        }  # fmt: skip
+
+    def _results(self, config: Config, name: str, on_epoch: Callable[[int], None]) -> dict[str, Any]:
+        torch.set_num_threads(config.threads)
+        trained = train(config, self.data, self.checkpoint(name), on_epoch)
+        model = trained.model
+        out: dict[str, Any] = {"epochs": trained.history, "outcome": "trained", "outcome_detail": None}
+        if trained.divergence is not None:
+            reason = f"not measured: training diverged in {trained.divergence}"
+            missing = dict.fromkeys(("final", "layers", "step", "peak"))
+            reasons = {f"{key}_reason": reason for key in missing}
+            return {**out, **missing, **reasons, "outcome": "diverged", "outcome_detail": trained.divergence}
+        images, labels = self.data.test_images[: config.test_size], self.data.test_labels[: config.test_size]
+        as_trained = evaluate(model, images, labels, config)
+        exact = evaluate(model, images, labels, config, exact=True) if compressed_layers(model) else as_trained
+        out |= {"final": {"as_trained": _written(as_trained), "exact": _written(exact)}, "final_reason": None}
+        chance = _chance_level(as_trained, labels)
+        if chance is not None:
+            out |= {"outcome": "chance", "outcome_detail": chance}
+        out |= self._layers(model, config)
+        out |= self._steps(model, config)
+        out |= self._peaks(model, config)
+        return out
+
+    def _layers(self, model: nn.Module, config: Config) -> dict[str, Any]:
+        try:
+            batches = (self._batch(k, config)[0] for k in range(self._batches(config)))
+            return {"layers": measure_layers(model, batches, config.seed), "layers_reason": None}
+        except NonFiniteBlockError as error:
+            return {"layers": None, "layers_reason": f"not measured: {error}"}
+
+    def _steps(self, model: nn.Module, config: Config) -> dict[str, Any]:
+        """Time steps of copies of the model, side by side with the plain one."""
+        if not self.rounds:
+            return {"step": None, "step_reason": "not measured: the command asked for no timing"}
+        plain = unwrap(copy.deepcopy(model))
+        if not compressed_layers(model):
+            seconds = time_steps([self._step(plain, config)], self.rounds, device=config.device)
+            missing = dict.fromkeys(("wrapped_ms", "ratio", "lowering_ms", "compressing_ms", "rest_ms"))
+            step: dict[str, Any] = {
+                **missing,
+                "plain_ms": quartiles(seconds[0], 1e3),
+                "layers": [],
+                "rounds": self.rounds,
+            }
+            return {"step": step, "step_reason": None}
+        wrapped = copy.deepcopy(model)
+        kinds = [self._step(wrapped, config), self._step(plain, config)]
+        first, second = time_steps(kinds, self.rounds, device=config.device)
+        split = split_steps(wrapped, kinds[0], max(3, self.rounds // 2), config.device)
+        step = {
+            "wrapped_ms": quartiles(first, 1e3),
+            "plain_ms": quartiles(second, 1e3),
+            "ratio": quartiles([a / b for a, b in zip(first, second, strict=True)]),
+            **split,
+            "rounds": self.rounds,
+        }
+        return {"step": step, "step_reason": None}
+
+    def _peaks(self, model: nn.Module, config: Config) -> dict[str, Any]:
+        if not self.processes:
+            return {"peak": None, "peak_reason": "not measured: the command asked for no peak memory"}
+        key = (config.dataset, config.model, config.widths, config.batch_size, config.device, config.threads)
+        try:
+            if key not in self._plain_peaks:
+                self._plain_peaks[key] = self._peak(unwrap(copy.deepcopy(model)), _plain(config))
+            plain = _spread(self._plain_peaks[key])
+            wrapped = _spread(self._peak(model, config)) if compressed_layers(model) else None
+        except PeakUnavailableError as error:
+            return {"peak": None, "peak_reason": f"not measured: {error}"}
+        peak = {"wrapped_bytes": wrapped, "plain_bytes": plain, "processes": self.processes}
+        return {"peak": peak, "peak_reason": None}
+
+    def _peak(self, model: nn.Module, config: Config) -> list[int]:
+        x, y = self._batch(0, config)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "step.pt"
+            torch.save({"model": model.state_dict(), "x": x, "y": y}, file)
+            argument = {"config": config.to_json(), "file": str(file), "device": config.device,
+                        "classes": len(self.data.classes)}  # fmt: skip
+            return measure_peak(f"{__name__}:step_for_peak", argument, self.processes)
+
+    def _step(self, model: nn.Module, config: Config) -> Callable[[int], object]:
+        optimizer = make_optimizer(model, config)
+        model.train()
+
+        def step(number: int) -> object:
+            x, y = self._batch(number, config)
+            return training_step(model, optimizer, x, y)
+
+        return step
+
+    def _batches(self, config: Config) -> int:
+        return max(1, min(LAYER_BATCHES, config.train_size // config.batch_size))
+
+    def _batch(self, number: int, config: Config) -> tuple[Tensor, Tensor]:
+        """Training batch ``number``, from the beginning again where the images end."""
+        count = max(1, config.train_size // config.batch_size)
+        start = number % count * config.batch_size
+        part = slice(start, min(start + config.batch_size, config.train_size))
+        images, labels = self.data.train_images[part], self.data.train_labels[part]
+        return to_float(images.to(config.device)), labels.to(config.device)
+
+
+def step_for_peak(argument: dict[str, Any]) -> Callable[[], object]:
+    """Make the step whose peak is measured, in the process that measures it."""
+    config = Config(**{**argument["config"], "widths": tuple(argument["config"]["widths"])})
+    torch.set_num_threads(config.threads)
+    state = torch.load(argument["file"], weights_only=True, map_location=config.device)
+    model = make_model(config, argument["classes"])
+    model.load_state_dict(state["model"])
+    optimizer = make_optimizer(model, config)
+    return lambda: training_step(model, optimizer, state["x"], state["y"])
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions, platform and commit."""
+    commit, dirty = _commit()
+    return {
+        "lrbench": lrbench.__version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "scipy")},
+        "platform": platform.platform(),
+        "processor": _processor(),
+    }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the checkout that lrbench runs from, if it does, and whether the package differs from it."""
+    package = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def _plain(config: Config) -> Config:
+    return replace(config, mask="0" * len(config.mask), compressor=None, compressor_version=None, eps=None, path=None)
+
+
+def _spread(values: list[int]) -> dict[str, int]:
+    ordered = sorted(values)
+    return {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]}
+
+
+def _written(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON; a class is a character, 0 to 9, then a to z."""
+    symbols = "0123456789abcdefghijklmnopqrstuvwxyz"
+    predictions = evaluation.predictions.tolist()
+    written = "".join(symbols[p] for p in predictions) if max(predictions) < len(symbols) else predictions
+    loss = evaluation.loss if math.isfinite(evaluation.loss) else None
+    return {"loss": loss, "accuracy": evaluation.accuracy, "predictions": written}
+
+
+def _chance_level(evaluation: Evaluation, labels: Tensor) -> str | None:
+    """Say so if the accuracy does not exceed that of always naming the commonest class (one-sided, 1 %)."""
+    correct = int((evaluation.predictions == labels).sum())
+    commonest = int(labels.bincount().max()) / len(labels)
+    if binomtest(correct, len(labels), commonest, alternative="greater").pvalue < 0.01:
+        return None
+    return f"test accuracy {evaluation.accuracy:.3f} does not exceed chance, {commonest:.3f}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

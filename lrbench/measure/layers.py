@@ -1,0 +1,123 @@
+"""What compression does to the inputs of a model's layers: ranks, errors, bytes."""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrbench.conv import compressed_layers, convolutions
+from lrbench.factors import Origin
+from lrbench.im2col import Geometry, Im2col, break_even_rank
+from lrbench.measure.error import relative_error
+
+__all__ = ["measure_layers"]
+
+SAMPLE = 500
+"""Blocks of each layer whose rank and error are listed one by one."""
+
+
+@torch.no_grad()
+def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -> list[dict[str, Any]]:
+    """Compress what a wrapped model's layers meet in training mode, and compare.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Wrapped. It is left as it was.
+    batches : iterable of Tensor
+        Inputs of the model.
+    seed : int
+        Of dropout.
+
+    Returns
+    -------
+    list of dict
+        For each wrapped layer, input side first: layer, index (the bit's place in a mask), groups, m, n, blocks,
+        guarantee, eps; rank_mean, rank_min, rank_max, break_even_rank (against the layer's input); error_mean,
+        error_max, violations (blocks with an error above eps, None where eps is ignored); share_own,
+        share_escalated, share_stored; im2col_bytes, input_bytes, factor_bytes (as held, offsets included), cut_im2col,
+        cut_input; ranks and errors of the first blocks, one by one.
+    """
+    layers = compressed_layers(model)
+    met: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in layers}
+    hooks = []
+    for name, layer in layers.items():
+        compressor = copy.deepcopy(layer.compressor)
+
+        def observe(
+            conv: nn.Module, inputs: tuple[Tensor, ...], name: str = name, compressor: Any = compressor
+        ) -> None:
+            x = inputs[0]
+            blocks = Im2col.of(x, Geometry.of(layers[name].conv))
+            factors = compressor.compress(blocks)
+            seen = met[name]
+            seen["shape"].append(blocks.shape)
+            seen["input"].append(x.nbytes)
+            seen["element"].append(x.itemsize)
+            seen["factors"].append(factors.nbytes)
+            seen["ranks"].append(factors.ranks.cpu())
+            seen["errors"].append(relative_error(blocks, factors).cpu())
+            seen["origins"].append(factors.origin.cpu())
+
+        hooks.append(layer.conv.register_forward_pre_hook(observe))
+    training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for batch in batches:
+                model(batch)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    places = list(convolutions(model))
+    return [
+        _summary(name, places.index(name), layer.conv.groups, layer.compressor, met[name])
+        for name, layer in layers.items()
+    ]
+
+
+def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str, list[Any]]) -> dict[str, Any]:
+    _, m, n = seen["shape"][0]
+    ranks, errors, origins = (torch.cat(seen[key]) for key in ("ranks", "errors", "origins"))
+    im2col = sum(s.numel() * e for s, e in zip(seen["shape"], seen["element"], strict=True))
+    held, inputs = sum(seen["factors"]), sum(seen["input"])
+    numbers = inputs / seen["element"][0] / len(ranks)
+    shares = {origin: (origins == int(origin)).double().mean().item() for origin in Origin}
+    return {
+        "layer": name,
+        "index": index,
+        "groups": groups,
+        "m": m,
+        "n": n,
+        "blocks": len(ranks),
+        "guarantee": compressor.guarantee,
+        "eps": compressor.eps if compressor.uses_eps else None,
+        "rank_mean": ranks.double().mean().item(),
+        "rank_min": int(ranks.min()),
+        "rank_max": int(ranks.max()),
+        "break_even_rank": break_even_rank(m, n, numbers),
+        "error_mean": _finite(errors.mean().item()),
+        "error_max": _finite(errors.max().item()),
+        "violations": int((errors > compressor.eps * (1 + 1e-6)).sum()) if compressor.uses_eps else None,
+        "share_own": shares[Origin.OWN],
+        "share_escalated": shares[Origin.ESCALATED],
+        "share_stored": shares[Origin.STORED],
+        "im2col_bytes": im2col,
+        "input_bytes": inputs,
+        "factor_bytes": held,
+        "cut_im2col": 1 - held / im2col,
+        "cut_input": 1 - held / inputs,
+        "ranks": ranks[:SAMPLE].tolist(),
+        "errors": [_finite(float(f"{error:.6g}")) for error in errors[:SAMPLE].tolist()],
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,291 @@
+"""One run: a model, a seed, some epochs; stopped anywhere and taken up again, it ends bit for bit in the same place.
+
+Pixels are divided by 255 and nothing is subtracted, because the mean changes the ranks; nothing is augmented. Adam,
+cross entropy. A seed fixes the initial weights, the order of the data and dropout, whatever is compressed, so that
+runs with one seed form a pair. All randomness of an epoch derives from (seed, epoch), and compressors draw from
+generators of their own: a checkpoint needs no generator's state.
+"""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrbench.compressors import NonFiniteBlockError, get_compressor
+from lrbench.conv import Path as CompressionPath
+from lrbench.conv import compressed_layers, wrap
+from lrbench.datasets import Dataset, to_float
+from lrbench.models import build_model
+
+__all__ = ["Config", "Evaluation", "Trained", "evaluate", "make_model", "make_optimizer", "train", "training_step"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that determines the result of a run, on one kind of machine.
+
+    Attributes
+    ----------
+    dataset, data_sha256 : str
+        Name and content of the data.
+    train_size, test_size : int
+        How many images, from the beginning of each part.
+    model : str
+        A name that :func:`lrbench.models.build_model` takes.
+    widths : tuple of int
+        The model's widths.
+    epochs, batch_size : int
+        The last batch of an epoch may be smaller.
+    learning_rate : float
+        Of Adam.
+    seed : int
+        Of initial weights, data order and dropout.
+    mask : str
+        A bit for each convolution.
+    compressor : str or None
+        None where the mask has no one.
+    compressor_version : int or None
+        Of the compressor's algorithm.
+    eps, path : float or None, str or None
+        None where they do not matter.
+    device : str
+        Where the run computes.
+    threads : int
+        Of the CPU; sums are ordered by it.
+    """
+
+    dataset: str
+    data_sha256: str
+    train_size: int
+    test_size: int
+    model: str
+    widths: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    mask: str
+    compressor: str | None
+    compressor_version: int | None
+    eps: float | None
+    path: CompressionPath | None
+    device: str
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the configuration as plain JSON types."""
+        return {**asdict(self), "widths": list(self.widths)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss, accuracy in 0..1, and the predicted class of every image, (N,) int64, on the CPU."""
+
+    loss: float
+    accuracy: float
+    predictions: Tensor
+
+
+@dataclass
+class Trained:
+    """What training left.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        Wrapped as the configuration says.
+    history : list of dict
+        An entry per finished epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy, seconds.
+    divergence : str or None
+        Where and how training diverged, if it did.
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]] = field(default_factory=list)
+    divergence: str | None = None
+
+
+class _DivergenceError(ArithmeticError):
+    """Training left the finite numbers."""
+
+
+def train(
+    config: Config,
+    data: Dataset,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
+) -> Trained:
+    """Train from the beginning, or from a checkpoint of the same run if there is one.
+
+    Parameters
+    ----------
+    config
+        The run.
+    data
+        At least ``train_size`` and ``test_size`` images.
+    checkpoint
+        A file that is written after each epoch, atomically, and read if it is there.
+    on_epoch
+        Called with the number of each epoch when it is finished.
+
+    Returns
+    -------
+    Trained
+        Divergence, of the loss or of a block that is to be compressed, ends training and is recorded.
+    """
+    images, labels = data.train_images[: config.train_size], data.train_labels[: config.train_size]
+    test_images, test_labels = data.test_images[: config.test_size], data.test_labels[: config.test_size]
+    model = make_model(config, len(data.classes))
+    optimizer = make_optimizer(model, config)
+    trained = Trained(model)
+    if checkpoint is not None and checkpoint.exists():
+        _load_checkpoint(checkpoint, trained, optimizer)
+    for epoch in range(len(trained.history) + 1, config.epochs + 1):
+        start = time.perf_counter()
+        try:
+            loss, accuracy = _train_epoch(model, optimizer, images, labels, config, epoch)
+            test = evaluate(model, test_images, test_labels, config)
+            if not math.isfinite(test.loss):
+                raise _DivergenceError(f"the test loss became {test.loss}")
+        except (_DivergenceError, NonFiniteBlockError) as error:
+            trained.divergence = f"epoch {epoch}: {error}"
+            break
+        trained.history.append(
+            {
+                "epoch": epoch,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "test_loss": test.loss,
+                "test_accuracy": test.accuracy,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        if checkpoint is not None:
+            _save_checkpoint(checkpoint, trained, optimizer)
+        on_epoch(epoch)
+    return trained
+
+
+def make_model(config: Config, classes: int) -> nn.Module:
+    """Build the model of a run, its weights drawn from the seed alone, and wrap it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_derived(config.seed, "weights"))
+        model = build_model(config.model, config.widths, classes)
+    model.to(config.device)
+    if config.compressor is not None and config.path is not None:
+        options = {} if config.eps is None else {"eps": config.eps}
+        wrap(model, config.mask, get_compressor(config.compressor, **options), path=config.path)
+    return model
+
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Adam, over all parameters."""
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+
+
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Take one step on a batch; return its mean loss and its logits, detached."""
+    optimizer.zero_grad(set_to_none=True)
+    logits = model(x)
+    loss = F.cross_entropy(logits, y)
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, config: Config, exact: bool = False) -> Evaluation:
+    """Evaluate on uint8 images, in evaluation mode.
+
+    Parameters
+    ----------
+    model, images, labels, config
+        What to evaluate on what; the batch size is the training's.
+    exact
+        Convolve exactly; otherwise wrapped layers act as in training.
+    """
+    layers = compressed_layers(model).values()
+    before = [layer.exact_eval for layer in layers]
+    training = model.training
+    model.eval()
+    total, predictions = 0.0, []
+    try:
+        for layer in layers:
+            layer.exact_eval = exact
+        for start in range(0, len(images), config.batch_size):
+            part = slice(start, start + config.batch_size)
+            logits = model(to_float(images[part].to(config.device)))
+            total += F.cross_entropy(logits, labels[part].to(config.device), reduction="sum").item()
+            predictions.append(logits.argmax(1).cpu())
+    finally:
+        model.train(training)
+        for layer, value in zip(layers, before, strict=True):
+            layer.exact_eval = value
+    predicted = torch.cat(predictions)
+    return Evaluation(total / len(images), (predicted == labels).double().mean().item(), predicted)
+
+
+def _train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, config: Config, epoch: int
+) -> tuple[float, float]:
+    """Train on every image once; return mean loss and accuracy, as met on the way."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_derived(config.seed, "order", epoch)))
+    device = torch.device(config.device)
+    total, correct = 0.0, 0
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_derived(config.seed, "dropout", epoch))
+        for step, batch in enumerate(order.split(config.batch_size), start=1):
+            x, y = to_float(images[batch].to(device)), labels[batch].to(device)
+            loss, logits = training_step(model, optimizer, x, y)
+            if not bool(torch.isfinite(loss)):
+                raise _DivergenceError(f"the loss became {loss.item()} in step {step}")
+            total += loss.item() * len(batch)
+            correct += int((logits.argmax(1) == y).sum())
+    return total / len(images), correct / len(images)
+
+
+def _derived(seed: int, *purpose: str | int) -> int:
+    """A seed for one purpose."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def _save_checkpoint(path: Path, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(
+                {
+                    "model": trained.model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "compressors": {
+                        name: layer.compressor.state_dict() for name, layer in compressed_layers(trained.model).items()
+                    },
+                    "history": trained.history,
+                },
+                file,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load_checkpoint(path: Path, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    state: dict[Literal["model", "optimizer", "compressors", "history"], Any] = torch.load(path, weights_only=True)
+    trained.model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, layer in compressed_layers(trained.model).items():
+        layer.compressor.load_state_dict(state["compressors"][name])
+    trained.history = state["history"]
