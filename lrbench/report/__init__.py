@@ -1,0 +1,77 @@
+"""From a results folder to tables, figures, a summary and one self-contained HTML page.
+
+Data flow one way: run files → `tables` → `summaries` → `verdicts`, `listings` and figures → `content` → `page`.
+"""
+
+import re
+from pathlib import Path
+
+from lrbench.report.content import compose, suffix_of
+from lrbench.report.figures import NAMES, draw_figures
+from lrbench.report.page import render_html, render_markdown
+from lrbench.report.tables import (
+    NoRunsError,
+    epochs_table,
+    layers_table,
+    make_studies,
+    read_table,
+    runs_table,
+    write_table,
+)
+from lrbench.store import read_runs, write_atomically
+
+__all__ = ["NoRunsError", "read_table", "write_report"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write everything that can be derived from a results folder's runs, and return the path of its page.
+
+    Writes ``runs.csv``, ``epochs.csv``, ``layers.csv``, ``figures/``, ``summary.md`` and ``report.html``; the same runs
+    give the same bytes. A figure whose data are missing is skipped, and the page says why.
+
+    Parameters
+    ----------
+    folder
+        A results folder, with its runs in ``folder/runs``.
+
+    Returns
+    -------
+    Path
+        ``folder/report.html``.
+
+    Raises
+    ------
+    NoRunsError
+        If the folder holds no intact run.
+    """
+    folder = Path(folder)
+    records = read_runs(folder)
+    left_out = sum(1 for _ in (folder / "runs").glob("*.json")) - len(records)
+    if not records:
+        state = "no intact run" if left_out else "no run" if folder.is_dir() else "no folder"
+        raise NoRunsError(
+            f"there is no folder {folder}, and so nothing to report"
+            if state == "no folder"
+            else f"{folder} holds {state} to report: runs are expected as {folder / 'runs'}/*.json"
+        )
+    studies = make_studies(records)
+    ordered = [record for study in studies for record in study.records]
+    for name, make in (("runs", runs_table), ("epochs", epochs_table), ("layers", layers_table)):
+        write_table(make(ordered), folder / f"{name}.csv")
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    _remove_figures(figures)
+    pictures = [draw_figures(study, figures, suffix_of(place, len(studies))) for place, study in enumerate(studies)]
+    report = compose(studies, pictures, left_out)
+    write_atomically(folder / "summary.md", render_markdown(report))
+    page = folder / "report.html"
+    write_atomically(page, render_html(report))
+    return page
+
+
+def _remove_figures(folder: Path) -> None:
+    """Remove an earlier report's figures, and nothing else: one may have lost its data since."""
+    ours = re.compile(rf"(?:{'|'.join(NAMES)})(?:-\d+)?\.(?:png|svg)")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name):
+            path.unlink()

@@ -1,0 +1,255 @@
+"""Figures of what compression does to blocks: errors, ranks, cuts and bytes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from lrbench.report.facets import (
+    Drawing,
+    Facet,
+    NothingToDraw,
+    by_name,
+    legend_name,
+    of_condition,
+    part,
+    part_cells,
+    shape_of,
+    style_of,
+    why,
+)
+from lrbench.report.style import BAD, INK, MUTED, PAPER, Look, label_outer, legend, panels, plain_ticks
+from lrbench.report.summaries import PAPER_EPS, PAPER_FACTOR_BYTES, first_layer_sizes, fits_paper
+from lrbench.report.tables import Study
+from lrbench.report.wording import count, number, plain_text
+
+__all__ = ["draw_bytes", "draw_cuts", "draw_error", "draw_ranks"]
+
+FLOOR = 1e-3
+"""Errors are drawn no lower than this share of eps."""
+
+POINTS = 60
+"""Blocks drawn as points for one compressor and layer."""
+
+
+def draw_error(study: Study) -> Drawing:
+    """Draw requested against achieved relative error per block, one panel per layer and condition."""
+    blocks = study.blocks[study.blocks["error"].notna() & study.blocks["eps"].notna()]
+    if blocks.empty:
+        raise NothingToDraw(why(study, "layers", "errors of blocks"))
+    facets = part(blocks, "layer", "index")
+    fig, axes, names = _strips(study, facets, 0.44)
+    style = style_of(study)
+    for ax, facet in zip(axes, facets, strict=True):
+        eps = float(facet.rows["eps"].iloc[0])
+        rows = facet.rows.assign(drawn=facet.rows["error"].clip(lower=eps * FLOOR))
+        ax.set_xscale("log")
+        _boxes(ax, rows, "drawn", names, style)
+        top = max(1.0, 1.3 * float(rows["drawn"].max()))
+        low = min(0.7 * float(rows["drawn"].min()), eps / 4)
+        ax.set_xlim(low, top)
+        ax.axvspan(eps, top, color=BAD, alpha=0.07, linewidth=0)
+        ax.axvline(eps, color=INK, linewidth=1, linestyle="--")
+        counts = _violations(study, facet)
+        for name, errors in by_name(rows):
+            y = names.index(name)
+            _points(ax, y, errors["drawn"].to_numpy(float), eps, style[str(errors["compressor"].iloc[0])])
+            broken, of = counts.get(name, (0, 0))
+            words = f"{count(broken)} of {count(of)} above" if of else "not counted"
+            _remark(ax, y, words, loud=broken > 0, left=eps * eps > top * low)
+        plain_ticks(ax.xaxis, log=True)
+    label_outer(axes, _columns(facets), "relative error of a block")
+    line = Line2D([], [], color=INK, linewidth=1, linestyle="--", label="eps, as requested")
+    cross = Line2D([], [], color=BAD, marker="x", linestyle="", label="block above eps")
+    legend(fig, [line, cross, Patch(facecolor=BAD, alpha=0.14, label="tolerance broken")])
+    return fig, (
+        "Relative error achieved per block, ‖D − D̂‖ / ‖D‖, against the eps requested. Boxes hold the middle half of "
+        f"the blocks, whiskers reach the extremes; up to {POINTS} blocks of a row are drawn, evenly spaced in order. "
+        "Blocks of all masks and seeds with the layer are shown together; the counts are the runs' own, over all their "
+        "blocks. Errors below eps/1000, zero among them, are drawn at eps/1000."
+    )
+
+
+def draw_ranks(study: Study) -> Drawing:
+    """Draw ranks per block by layer and compressor, with the rank above which factors outgrow the input."""
+    blocks = study.blocks[study.blocks["rank"].notna() & (study.blocks["compressor"] != "none")]
+    if blocks.empty:
+        raise NothingToDraw(why(study, "layers", "ranks of blocks"))
+    facets = part(blocks, "layer", "index")
+    fig, axes, names = _strips(study, facets, 0.36)
+    style = style_of(study)
+    for ax, facet in zip(axes, facets, strict=True):
+        _boxes(ax, facet.rows, "rank", names, style)
+        shape = study.layers[study.layers["layer"] == facet.value].iloc[0]
+        m, n, largest = float(shape["m"]), float(shape["n"]), float(facet.rows["rank"].max())
+        even = {"im2col": (":", m * n / (m + n))}
+        if pd.notna(shape["break_even_rank"]):
+            even = {"input": ("--", float(shape["break_even_rank"])), **even}
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.set_xlim(0, 1.08 * max([1.0, largest, *(rank for _, rank in even.values() if rank <= 1.5 * largest)]))
+        for line, rank in even.values():
+            ax.axvline(rank, color=INK, linewidth=1, linestyle=line)
+        for name, ranks in by_name(facet.rows):
+            y = names.index(name)
+            look, mean = style[str(ranks["compressor"].iloc[0])], float(ranks["rank"].mean())
+            ax.plot(mean, y, look.marker, color=look.colour, mec=PAPER, mew=0.7, ms=6, zorder=5)
+            _remark(ax, y, f"mean {number(mean, 1)}", boxed=True)
+        ax.set_xlabel(
+            "\n".join(["rank of a block", *(f"even with {of}: {number(r, 1)}" for of, (_, r) in even.items())])
+        )
+    dashed = Line2D([], [], color=INK, linewidth=1, linestyle="--", label="break-even with the input, C·H·W / (m + n)")
+    dotted = Line2D([], [], color=INK, linewidth=1, linestyle=":", label="break-even with im2col, m·n / (m + n)")
+    legend(fig, [dashed, dotted], 2)
+    return fig, (
+        "Ranks per block, of all masks and seeds with the layer; boxes hold the middle half, whiskers reach the "
+        "extremes, markers are means. To the right of the dashed line the factors are larger than the input that "
+        "PyTorch keeps, to the right of the dotted line larger than im2col. A line far beyond the ranks is only named "
+        "under its panel."
+    )
+
+
+def draw_cuts(study: Study) -> Drawing:
+    """Draw cuts by layer and compressor against im2col and against the input, one marker per run."""
+    known = study.layers[["cut_im2col", "cut_input"]].notna().all(axis=1)
+    layers = study.layers[known & (study.layers["compressor"] != "none")]
+    if layers.empty:
+        raise NothingToDraw(why(study, "layers", "bytes of factors"))
+    columns = (("cut_im2col", "im2col"), ("cut_input", "the input"))
+    jobs = [(facet, *column) for facet in part(layers, "setting") for column in columns]
+    fig, axes = panels([facet.title(f"against {of}") for facet, _, of in jobs], 2, 2.5)
+    style = style_of(study)
+    names: dict[str, Look] = {}
+    for ax, (facet, column, of) in zip(axes, jobs, strict=True):
+        rows = facet.rows.sort_values("index", kind="stable")
+        places = list(dict.fromkeys(rows["layer"]))
+        groups = by_name(rows)
+        for turn, (name, mine) in enumerate(groups):
+            look = names.setdefault(name, style[str(mine["compressor"].iloc[0])])
+            shift = 0.7 * ((turn + 0.5) / len(groups) - 0.5)
+            x = [places.index(layer) + shift for layer in mine["layer"]]
+            ax.plot(x, mine[column].astype(float), look.marker, color=look.colour, alpha=0.75, mec=PAPER, mew=0.4, ms=6)
+        low, high = float(rows[column].min()), float(rows[column].max())
+        room = 0.18 * max(high - min(low, 0.0), 0.1)
+        low, high = min(low, 0.0) - room, max(high, 0.0) + room
+        ax.axhspan(low, 0, color=BAD, alpha=0.07, linewidth=0)
+        ax.axhline(0, color=INK, linewidth=1)
+        ax.text(0.01, 0.02, "no saving below zero", transform=ax.transAxes, fontsize=7, color=BAD)
+        ax.set_xticks(range(len(places)), [f"{plain_text(layer, 18)}\n{shape_of(study, layer)}" for layer in places])
+        ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(low, high), ylabel=f"cut: 1 − factors / {of.removeprefix('the ')}")
+        ax.grid(False, axis="x")
+        plain_ticks(ax.yaxis)
+    markers = [look.handle(legend_name(name)) for name, look in names.items()]
+    for marker in markers:
+        marker.set_linestyle("")
+    legend(fig, markers, 5)
+    return fig, (
+        "Bytes cut by the factors, one marker per run: against im2col, and against the layer's input, which is what "
+        "PyTorch's own convolution keeps. The two scales differ. The compressor none keeps im2col itself and is left "
+        "out."
+    )
+
+
+def draw_bytes(study: Study) -> Drawing:
+    """Draw the first layer's bytes for 100 images: im2col, the input, and every compressor's factors."""
+    sizes = [size for size in first_layer_sizes(study) if size.factor_bytes and size.cell.compressor != "none"]
+    if not sizes:
+        raise NothingToDraw(why(study, "layers", "bytes of the first layer"))
+    style = style_of(study)
+    facets = part_cells(sizes, lambda size: size.cell, masks=False)
+    bars: list[list[tuple[str, float, str]]] = []
+    for facet in facets:
+        first = facet.rows[0]
+        known = (("im2col", first.im2col_bytes, MUTED), ("input", first.input_bytes, MUTED))
+        rows = [(what, float(value), colour) for what, value, colour in known if value]
+        rows += [(s.cell.name, s.factor_bytes, style[s.cell.compressor].colour) for s in facet.rows]
+        if first.cell.eps == PAPER_EPS and fits_paper(first):
+            rows.append(("the paper's U and V", PAPER_FACTOR_BYTES, INK))
+        bars.append(rows)
+    titles = [facet.title(f"{sizes[0].layer}, {sizes[0].m} × {sizes[0].n}") for facet in facets]
+    fig, axes = panels(titles, 1, 0.26 * max(len(rows) for rows in bars) + 0.55)
+    for ax, rows in zip(axes, bars, strict=True):
+        widest = max(value for _, value, _ in rows) / 1e6
+        for y, (what, value, colour) in enumerate(rows):
+            ax.barh(y, value / 1e6, 0.6, color=colour, alpha=0.8, linewidth=0)
+            ax.text(value / 1e6 + 0.01 * widest, y, count(value), va="center", fontsize=7,
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6})  # fmt: skip
+            if what == "input":
+                ax.axvline(value / 1e6, color=INK, linestyle="--", linewidth=1, zorder=0.9)
+        ax.set_yticks(range(len(rows)), [plain_text(what, 24) for what, _, _ in rows])
+        ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.13 * widest), xlabel="million bytes for a batch of 100 images")
+        ax.grid(False, axis="y")
+    dashed = Line2D(
+        [], [], color=INK, linestyle="--", linewidth=1, label="the input: what PyTorch's own convolution keeps"
+    )
+    legend(fig, [dashed])
+    return fig, (
+        "Bytes of the first convolution's im2col, of its input and of the factors, scaled to a batch of 100 images, "
+        "over all masks and seeds that compress it."
+    )
+
+
+def _strips(study: Study, facets: Sequence[Facet], step: float) -> tuple[Figure, list[Axes], list[str]]:
+    """Lay out a panel per layer and condition, ``step`` inches to a row; the rows are the same compressors in all."""
+    names = [name for name, _ in by_name(pd.concat([facet.rows for facet in facets]))]
+    titles = [facet.title(f"{plain_text(facet.value, 24)}, {shape_of(study, facet.value)}") for facet in facets]
+    fig, axes = panels(titles, _columns(facets), step * len(names) + 0.75)
+    for spot, ax in enumerate(axes):
+        first = spot % _columns(facets) == 0
+        ax.set_yticks(range(len(names)), [legend_name(name) for name in names] if first else [""] * len(names))
+    return fig, axes, names
+
+
+def _columns(facets: Sequence[Facet]) -> int:
+    """Choose two or three panels to a row, whichever leaves fewer empty."""
+    return 3 if len(facets) % 3 == 0 or len(facets) > 4 else 2
+
+
+def _boxes(ax: Axes, rows: pd.DataFrame, column: str, names: list[str], style: dict[str, Look]) -> None:
+    """Draw one box per compressor."""
+    present = {name: style[str(mine["compressor"].iloc[0])].colour for name, mine in by_name(rows)}
+    ticks, labels = ax.get_yticks(), [label.get_text() for label in ax.get_yticklabels()]
+    sns.boxplot(
+        x=rows[column].astype(float), y=rows["name"].astype(str), order=names, hue=rows["name"].astype(str),
+        palette=present, legend=False, ax=ax, whis=(0, 100), width=0.34, linewidth=0.9, saturation=1, linecolor=INK,
+        boxprops={"alpha": 0.55},
+    )  # fmt: skip
+    ax.set_yticks(ticks, labels)
+    ax.set_ylim(len(names) - 0.5, -0.6)
+    ax.set(xlabel="", ylabel="")
+    ax.grid(False, axis="y")
+    for name in set(names) - set(present):
+        _remark(ax, names.index(name), "not measured")
+
+
+def _points(ax: Axes, y: int, errors: "np.ndarray[Any, Any]", eps: float, look: Look) -> None:
+    """Draw some blocks, evenly spaced in order, those above eps as crosses."""
+    ordered = np.sort(errors)
+    chosen = ordered[np.unique(np.linspace(0, len(ordered) - 1, min(POINTS, len(ordered))).round().astype(int))]
+    heights = y + 0.31 + 0.16 * (np.arange(len(chosen)) * 0.618 % 1 - 0.5)
+    above = chosen > eps * (1 + 1e-6)  # the errors are stored with six digits
+    ax.plot(chosen[~above], heights[~above], look.marker, color=look.colour, ms=2, alpha=0.6, mew=0)
+    ax.plot(chosen[above], heights[above], "x", color=BAD, ms=3, mew=0.8, alpha=0.8)
+
+
+def _remark(ax: Axes, y: int, words: str, loud: bool = False, boxed: bool = False, left: bool = False) -> None:
+    """Write at one end of a row, above its box."""
+    ax.text(0.01 if left else 0.99, y - 0.34, words, transform=ax.get_yaxis_transform(),
+            ha="left" if left else "right", va="center", fontsize=6.8,
+            color=BAD if loud else MUTED, fontweight="bold" if loud else "normal",
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.6} if boxed else None)  # fmt: skip
+
+
+def _violations(study: Study, facet: Facet) -> dict[str, tuple[int, int]]:
+    """Count violations and blocks by compressor, as the runs counted them, over all their blocks."""
+    rows = of_condition(study.layers, facet.condition)
+    rows = rows[(rows["layer"] == facet.value) & rows["violations"].notna()]
+    totals = rows.groupby("name")[["violations", "blocks"]].sum()
+    pairs = zip(totals["violations"], totals["blocks"], strict=True)
+    return {str(name): (int(broken), int(of)) for name, (broken, of) in zip(totals.index, pairs, strict=True)}

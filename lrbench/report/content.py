@@ -1,0 +1,150 @@
+"""The report's content, in order, before it becomes HTML or Markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lrbench.report.figures import Picture
+from lrbench.report.listings import (
+    Listing,
+    list_accuracy,
+    list_bytes,
+    list_origins,
+    list_peaks,
+    list_runs,
+    list_times,
+)
+from lrbench.report.tables import Study
+from lrbench.report.verdicts import PHOTOS, Headline, Verdict, headlines, judge
+from lrbench.report.wording import count, join, plural
+from lrbench.store import Record, is_finished
+
+__all__ = ["Chapter", "Report", "Section", "compose"]
+
+_SECTIONS = (
+    ("Accuracy", ("differences", "accuracy"), (list_accuracy,)),
+    ("Tolerance", ("error",), ()),
+    ("Size", ("bytes", "ranks", "cuts"), (list_bytes,)),
+    ("Step time", ("time",), (list_times,)),
+    ("Peak memory", ("memory",), (list_peaks,)),
+    ("Failed runs", (), ()),
+    ("Not measured", (), ()),
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One topic: verdicts in words, figures drawn or missing, tables."""
+
+    anchor: str
+    title: str
+    verdicts: tuple[Verdict, ...]
+    pictures: tuple[Picture, ...]
+    listings: tuple[Listing, ...]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What one setting gave; ``suffix`` is that of its figures' names."""
+
+    setting: str
+    suffix: str
+    headlines: Mapping[str, Sequence[Headline]]
+    sections: tuple[Section, ...]
+    runs: Listing
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a page says."""
+
+    title: str
+    subtitle: str
+    notices: tuple[str, ...]
+    chapters: tuple[Chapter, ...]
+    origins: tuple[Listing, ...]
+
+
+def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]], left_out: int) -> Report:
+    """Put a report together.
+
+    Parameters
+    ----------
+    studies
+        One per setting.
+    pictures
+        The figures of each.
+    left_out
+        Files among the runs that hold no intact run.
+    """
+    records = [record for study in studies for record in study.records]
+    chapters = [
+        _chapter(study, drawn, suffix_of(place, len(studies)))
+        for place, (study, drawn) in enumerate(zip(studies, pictures, strict=True))
+    ]
+    return Report(
+        title=f"What compression gave, and what it cost, on {join(_values(records, 'dataset'))}",
+        subtitle=_subtitle(records),
+        notices=tuple(_notices(studies, records, left_out)),
+        chapters=tuple(chapters),
+        origins=tuple(list_origins(records)),
+    )
+
+
+def suffix_of(place: int, studies: int) -> str:
+    """Return what tells the figures of one of several settings apart."""
+    return f"-{place + 1}" if studies > 1 else ""
+
+
+def _chapter(study: Study, pictures: Mapping[str, Picture], suffix: str) -> Chapter:
+    verdicts = judge(study)
+    by_topic: dict[str, list[Headline]] = {}
+    for headline in headlines(verdicts):
+        by_topic.setdefault(headline.topic, []).append(headline)
+    sections = []
+    for title, names, listings in _SECTIONS:
+        own = tuple(verdict for verdict in verdicts if verdict.topic == title)
+        shown = tuple(pictures[name] for name in names)
+        tables = tuple(listing for listing in (make(study) for make in listings) if listing.rows)
+        if own or shown or tables:
+            anchor = f"{title.lower().replace(' ', '-')}{suffix}"
+            sections.append(Section(anchor, title, own, shown, tables))
+    return Chapter(study.setting, suffix, by_topic, tuple(sections), list_runs(study))
+
+
+def _subtitle(records: Sequence[Record]) -> str:
+    failed = sum(not is_finished(record) for record in records)
+    masked = [record for record in records if "1" in record["config"]["mask"]]
+    counts = (
+        (len(_values(masked, "compressor")), "compressor"),
+        (len(_values(records, "mask")), "mask"),
+        (len(_values(records, "seed")), "seed"),
+    )
+    words = [plural(amount, noun) for amount, noun in counts if amount]
+    return " · ".join([f"{plural(len(records), 'run')}, {count(failed)} failed", *words])
+
+
+def _notices(studies: Sequence[Study], records: Sequence[Record], left_out: int) -> list[str]:
+    notices = []
+    if "photos" in _values(records, "dataset"):
+        notices.append(PHOTOS)
+    if len(studies) > 1:
+        notices.append(
+            f"The folder holds {len(studies)} settings. They are reported one after the other; nothing is compared or "
+            "averaged across them."
+        )
+    if left_out:
+        verb, them = ("is not an intact run", "it is") if left_out == 1 else ("are not intact runs", "they are")
+        notices.append(f"{plural(left_out, 'file')} in runs/ {verb}; {them} left out.")
+    environments = [record.get("environment") or {} for record in records]
+    commits = {(environment.get("lrbench"), environment.get("commit")) for environment in environments}
+    if len(commits) > 1:
+        notices.append(f"The runs come from {len(commits)} versions of the code: see the environment below.")
+    if any(environment.get("dirty") for environment in environments):
+        notices.append("Some runs come from a working tree with uncommitted changes.")
+    if len({(environment.get("processor"), environment.get("device")) for environment in environments}) > 1:
+        notices.append("The runs come from several machines; their times and peaks do not compare.")
+    return notices
+
+
+def _values(records: Sequence[Record], key: str) -> list[str]:
+    return list(dict.fromkeys(str(record["config"].get(key)) for record in records))

@@ -1,0 +1,65 @@
+"""The figures of one study, written as PNG and SVG; each is drawn from its tables or skipped with a reason."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from lrbench.report.block_figures import draw_bytes, draw_cuts, draw_error, draw_ranks
+from lrbench.report.cost_figures import draw_accuracy, draw_differences, draw_memory, draw_time
+from lrbench.report.facets import Drawing, NothingToDraw
+from lrbench.report.style import RC
+from lrbench.report.tables import Study
+
+__all__ = ["NAMES", "Picture", "draw_figures"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page takes it: its SVG, or the reason why there is none."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str | None
+    reason: str | None
+
+
+def draw_figures(study: Study, folder: Path, suffix: str = "") -> dict[str, Picture]:
+    """Draw every figure of a study into ``folder`` as PNG and SVG; ``suffix`` goes behind each name."""
+    pictures = {}
+    for name, (title, draw) in _FIGURES.items():
+        with mpl.rc_context(RC):
+            try:
+                fig, caption = draw(study)
+            except NothingToDraw as gap:
+                pictures[name] = Picture(name, title, "", None, str(gap))
+                continue
+            svg = _save(fig, folder / f"{name}{suffix}")
+        pictures[name] = Picture(name, title, caption, svg, None)
+    return pictures
+
+
+def _save(fig: Figure, path: Path) -> str:
+    fig.savefig(path.with_suffix(".png"))
+    fig.set_layout_engine("none")  # it is laid out now, and that takes longer than drawing
+    buffer = io.StringIO()
+    fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    path.with_suffix(".svg").write_text(buffer.getvalue(), encoding="utf-8")
+    return buffer.getvalue()
+
+
+_FIGURES: dict[str, tuple[str, Callable[[Study], Drawing]]] = {
+    "accuracy": ("Accuracy by epoch", draw_accuracy),
+    "differences": ("Accuracy against the plain model", draw_differences),
+    "error": ("Requested and achieved error", draw_error),
+    "ranks": ("Ranks", draw_ranks),
+    "cuts": ("Cuts by layer", draw_cuts),
+    "bytes": ("Bytes of the first layer", draw_bytes),
+    "time": ("Time of a training step", draw_time),
+    "memory": ("Peak memory of a training step", draw_memory),
+}
+NAMES = tuple(_FIGURES)

@@ -1,0 +1,308 @@
+"""The tables that the page and the summary show: every cell already text, every cut beside its denominator."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrbench.report.summaries import (
+    IMAGES,
+    PAPER_EPS,
+    PAPER_FACTOR_BYTES,
+    PAPER_IM2COL_BYTES,
+    PAPER_INPUT_BYTES,
+    Cell,
+    Size,
+    Spread,
+    compare_accuracy,
+    fits_paper,
+    measure_peaks,
+    measure_sizes,
+    measure_times,
+    plain_mask,
+    plain_runs,
+)
+from lrbench.report.tables import Study
+from lrbench.report.verdicts import judge_accuracy, judge_peak, judge_time
+from lrbench.report.wording import (
+    MISSING,
+    NO_BREAK,
+    count,
+    general,
+    number,
+    percent,
+    plural,
+    relative_error,
+    signed,
+    span,
+)
+from lrbench.store import Record
+
+__all__ = ["Listing", "list_accuracy", "list_bytes", "list_origins", "list_peaks", "list_runs", "list_times"]
+
+_CELL = ("mask", "compressor", "eps", "path")
+_BYTE_COLUMNS = (
+    "layer",
+    "mask",
+    "compressor",
+    "eps",
+    "path",
+    "mean rank",
+    "factor bytes",
+    "cut vs im2col",
+    "cut vs input",
+    "im2col bytes",
+    "input bytes",
+    "break-even rank",
+    "mean error",
+    "worst error",
+    "violations",
+    "guarantee",
+    "own / escalated / stored",
+    "runs",
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table of text; columns whose index is in ``numeric`` are set flush right, those in ``prose`` may wrap."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    prose: frozenset[int] = frozenset()
+    note: str = ""
+
+
+def list_accuracy(study: Study) -> Listing:
+    """List last-epoch test accuracies and their paired differences."""
+    rows = []
+    plain = plain_runs(study)
+    if len(plain):
+        means = (percent(float(plain[f"accuracy_{mode}"].mean())) for mode in ("as_trained", "exact"))
+        rows.append((plain_mask(study), "plain model", *[MISSING] * 2, *means, *[MISSING] * 3, "the reference"))
+    for comparison in compare_accuracy(study):
+        has_interval = comparison.low is not None and comparison.high is not None
+        interval = f"{signed(comparison.low, 2)} to {signed(comparison.high, 2)}" if has_interval else MISSING
+        by_seed = ", ".join(
+            f"{seed}:{NO_BREAK}{signed(value)}" for seed, value in sorted(comparison.differences.items())
+        )
+        rows.append(
+            (
+                *_cell(comparison.cell),
+                percent(comparison.accuracy),
+                percent(comparison.exact),
+                signed(comparison.mean),
+                interval,
+                by_seed or MISSING,
+                judge_accuracy(comparison, plain_mask(study)).outcome,
+            )
+        )
+    return Listing(
+        caption="Last-epoch test accuracy, and its difference to the plain model's in points",
+        columns=(*_CELL, "as trained", "exact", "difference", "90 % interval", "by seed", "verdict"),
+        rows=tuple(rows),
+        numeric=frozenset({4, 5, 6, 7}),
+        prose=frozenset({8, 9}),
+        note="Means over seeds. “As trained” evaluates with the approximation where the path has it, “exact” without "
+        "any. Differences are as trained and paired by seed; the interval is Student's t. Each interval stands for "
+        "itself: of ten, one is expected to miss.",
+    )
+
+
+def list_bytes(study: Study) -> Listing:
+    """List bytes, ranks and true errors of every layer of every cell, beside the paper's where they compare."""
+    sizes = sorted(measure_sizes(study), key=lambda size: (size.index, size.cell.mask))
+    comparable = [size for size in sizes if fits_paper(size)]
+    rows = []
+    for size in sizes:
+        rows.append(_byte_row(size))
+        if comparable and size is comparable[-1]:
+            rows.append(_paper_row())
+    note = (
+        f"Bytes are scaled to a batch of {IMAGES} images. A cut is 1 − factors / denominator; “larger” is larger than "
+        "that denominator. im2col is the lowered matrix, the input is what PyTorch's own convolution keeps for the "
+        "backward pass. Errors are relative and true, in Frobenius norms. Shares of blocks: kept as the compressor's "
+        "own, escalated to the SVD, stored as they are."
+    )
+    if comparable:
+        note += (
+            " The paper prints its bytes and its cut against im2col; the bytes of its input follow from "
+            "100 · 3 · 32 · 32 · 4, and it gives neither ranks nor true errors."
+        )
+    return Listing(
+        caption=f"Bytes, ranks and true errors by layer, for {IMAGES} images",
+        columns=_BYTE_COLUMNS,
+        rows=tuple(rows),
+        numeric=frozenset({5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17}),
+        note=note,
+    )
+
+
+def _byte_row(size: Size) -> tuple[str, ...]:
+    shares = (size.own, size.escalated, size.stored)
+    violations = MISSING
+    if size.violations is not None and size.cell.eps is not None:
+        violations = f"{count(size.violations)} of {count(size.blocks)}"
+    mask, compressor, eps, path = _cell(size.cell)
+    return (
+        f"{size.layer}, {size.m} × {size.n}",
+        mask,
+        compressor,
+        eps,
+        path,
+        number(size.rank_mean),
+        count(size.factor_bytes),
+        cut_cell(size.cut_im2col),
+        cut_cell(size.cut_input),
+        count(size.im2col_bytes),
+        count(size.input_bytes),
+        number(size.break_even_rank),
+        relative_error(size.error_mean, None),
+        relative_error(size.error_max, size.cell.eps),
+        violations,
+        {"block": "every block", "batch": "the batch only"}.get(size.guarantee or "", "not certified"),
+        MISSING if None in shares else " / ".join(number(100 * (share or 0.0), 1) for share in shares) + " %",
+        count(size.runs),
+    )
+
+
+def _paper_row() -> tuple[str, ...]:
+    return (
+        "layer 1, 27 × 1024",
+        "100000",
+        "the paper's ACA",
+        general(PAPER_EPS),
+        "both",
+        MISSING,
+        count(PAPER_FACTOR_BYTES),
+        cut_cell(1 - PAPER_FACTOR_BYTES / PAPER_IM2COL_BYTES),
+        cut_cell(1 - PAPER_FACTOR_BYTES / PAPER_INPUT_BYTES),
+        count(PAPER_IM2COL_BYTES),
+        count(PAPER_INPUT_BYTES),
+        *[MISSING] * (len(_BYTE_COLUMNS) - 11),
+    )
+
+
+def cut_cell(cut: float | None) -> str:
+    """Write a cut for a column that names its denominator; one that saves nothing says so."""
+    text = number(cut)
+    if cut is None or cut > 0:
+        return text
+    return f"{text} (no saving)" if text == number(0.0) else f"{text} (larger)"
+
+
+def list_times(study: Study) -> Listing:
+    """List the time of a training step beside the plain model's."""
+    rows = tuple(
+        (
+            *_cell(timing.cell),
+            _spread(timing.wrapped, 1),
+            _spread(timing.plain, 1),
+            _spread(timing.ratio, 2),
+            *(number(part, 1) for part in (timing.lowering, timing.compressing, timing.rest)),
+            f"{timing.runs} × {count(timing.rounds)}",
+            judge_time(timing).outcome,
+        )
+        for timing in measure_times(study)
+    )
+    columns = ("step (ms)", "plain step (ms)", "ratio to plain", "lowering (ms)", "compressing (ms)", "rest (ms)")
+    return Listing(
+        caption="Time of one training step, in milliseconds, and its ratio to the plain model's",
+        columns=(*_CELL, *columns, "runs × rounds", "verdict"),
+        rows=rows,
+        numeric=frozenset(range(4, 10)),
+        note="Medians, with quartiles in brackets; of several runs the median of medians and the widest quartiles.",
+    )
+
+
+def list_peaks(study: Study) -> Listing:
+    """List the peak memory of a training step beside the plain model's."""
+    mib = 2.0**20
+    rows = tuple(
+        (
+            *_cell(peak.cell),
+            _spread(_scaled(peak.wrapped, mib), 1),
+            _spread(_scaled(peak.plain, mib), 1),
+            number(peak.ratio),
+            f"{peak.runs} × {count(peak.processes)}",
+            judge_peak(peak).outcome,
+        )
+        for peak in measure_peaks(study)
+    )
+    return Listing(
+        caption="Peak memory of a training step, in MiB, and its ratio to the plain model's",
+        columns=(*_CELL, "peak (MiB)", "plain peak (MiB)", "ratio to plain", "runs × processes", "verdict"),
+        rows=rows,
+        numeric=frozenset({4, 5, 6}),
+        note="Medians over processes, with the smallest and the largest in brackets.",
+    )
+
+
+def list_runs(study: Study) -> Listing:
+    """List every run, finished and failed."""
+    rows = []
+    for run in study.runs.astype(object).where(study.runs.notna(), None).to_dict("records"):
+        remarks = (run["reason"], run["outcome_detail"])
+        rows.append(
+            (
+                str(run["mask"]),
+                "plain model" if run["plain"] else str(run["name"]),
+                general(run["eps"]),
+                run["path"] or MISSING,
+                str(run["seed"]),
+                run["outcome"] or run["status"],
+                percent(run["accuracy_as_trained"]),
+                percent(run["accuracy_exact"]),
+                number(run["seconds"], 1),
+                "; ".join(str(remark) for remark in remarks if remark) or MISSING,
+                str(run["id"]),
+            )
+        )
+    return Listing(
+        caption="Every run",
+        columns=(*_CELL, "seed", "outcome", "as trained", "exact", "seconds", "remark", "id"),
+        rows=tuple(rows),
+        numeric=frozenset({4, 6, 7, 8}),
+        prose=frozenset({9}),
+    )
+
+
+def list_origins(records: Sequence[Record]) -> list[Listing]:
+    """List the data and the environment that the runs name, with the number of runs where they differ."""
+    return [
+        _facts("Data", [record.get("data") or {} for record in records]),
+        _facts("Environment and command", [record.get("environment") or {} for record in records]),
+    ]
+
+
+def _facts(caption: str, dictionaries: Sequence[dict[str, Any]]) -> Listing:
+    names = list(dict.fromkeys(name for facts in dictionaries for name in facts))
+    rows = []
+    for name in names:
+        values = Counter(_fact(facts.get(name)) for facts in dictionaries)
+        text = "; ".join(f"{value} ({plural(amount, 'run')})" for value, amount in values.items())
+        rows.append((name, text if len(values) > 1 else next(iter(values))))
+    return Listing(caption, ("what", "value"), tuple(rows))
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value)
+    if value is None:
+        return "not recorded"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+def _cell(cell: Cell) -> tuple[str, str, str, str]:
+    return cell.mask, cell.name, general(cell.eps), cell.path or MISSING
+
+
+def _spread(spread: Spread, digits: int) -> str:
+    middle, around = number(spread.middle, digits), span(spread.low, spread.high, digits)
+    return middle if around == middle else f"{middle} [{around}]"
+
+
+def _scaled(spread: Spread, unit: float) -> Spread:
+    return Spread(spread.middle / unit, spread.low / unit, spread.high / unit)

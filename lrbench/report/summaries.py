@@ -1,0 +1,377 @@
+"""What a study's runs say together: accuracy differences, sizes, errors, step times and peaks, one object per cell.
+
+A cell is a mask with a compressor (and its version), an eps and a path. Only runs of one study, that is of one setting,
+meet here, and within it only runs of one cell are summarised together; accuracy is compared seed by seed.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lrbench.report.tables import Study, finished
+
+__all__ = ["Cell", "Comparison", "Kept", "Peak", "Size", "Spread", "Timing"]
+
+IMAGES = 100
+"""Batch to which bytes are scaled, the paper's."""
+
+MARGIN = 1.0
+"""Points of accuracy within which an interval must lie for "costs nothing"."""
+
+PAPER_EPS = 0.1
+PAPER_SHAPE = (27, 1024)
+PAPER_IM2COL_BYTES = 11_059_200
+PAPER_INPUT_BYTES = 1_228_800
+PAPER_FACTOR_BYTES = 2_592_556
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was run: the words that name it in a study, and the settings behind them."""
+
+    mask: str
+    label: str
+    name: str
+    condition: str
+    compressor: str
+    eps: float | None
+    path: str | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with the lowest and highest of the bounds that its runs reported."""
+
+    middle: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Last-epoch test accuracy of a cell beside the plain model's, as trained and paired by seed.
+
+    Attributes
+    ----------
+    accuracy, exact
+        Mean over the cell's finished runs, in [0, 1]: evaluated as trained, and with exact convolutions.
+    differences
+        By seed, cell minus plain model, in points (hundredths of the test images).
+    mean, low, high
+        Mean difference and its paired t 90 % interval; the interval is None with fewer than two pairs.
+    runs
+        Finished runs of the cell.
+    diverged, chance, failed, unpaired
+        Seeds whose run diverged, ended at chance level or failed, and seeds whose plain run has no accuracy.
+    plain_chance
+        Seeds of the pairs whose plain run ended at chance level or diverged.
+    test_images
+        Images behind one accuracy.
+    """
+
+    cell: Cell
+    accuracy: float | None
+    exact: float | None
+    differences: dict[int, float]
+    mean: float | None
+    low: float | None
+    high: float | None
+    runs: int
+    diverged: tuple[int, ...]
+    chance: tuple[int, ...]
+    failed: tuple[int, ...]
+    unpaired: tuple[int, ...]
+    plain_chance: tuple[int, ...]
+    test_images: int | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How one variant kept its tolerance, over all layers, masks and seeds of the study."""
+
+    label: str
+    compressor: str
+    eps: float
+    guarantee: str | None
+    blocks: int
+    violations: int
+    worst: float | None
+    escalated: float | None
+    stored: float | None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of one cell's layer, scaled to a batch of 100 images, with ranks and true errors."""
+
+    cell: Cell
+    layer: str
+    index: int
+    m: int
+    n: int
+    runs: int
+    blocks: int
+    rank_mean: float | None
+    break_even_rank: float | None
+    im2col_bytes: float | None
+    input_bytes: float | None
+    factor_bytes: float | None
+    cut_im2col: float | None
+    cut_input: float | None
+    error_mean: float | None
+    error_max: float | None
+    violations: int | None
+    guarantee: str | None
+    own: float | None
+    escalated: float | None
+    stored: float | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time of a training step in a cell and in the plain model, in milliseconds; ratio is wrapped over plain."""
+
+    cell: Cell
+    runs: int
+    rounds: int | None
+    wrapped: Spread
+    plain: Spread
+    ratio: Spread
+    lowering: float | None
+    compressing: float | None
+    rest: float | None
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory of a step in a cell and in the plain model, in bytes; low and high are the extremes seen."""
+
+    cell: Cell
+    runs: int
+    processes: int | None
+    wrapped: Spread
+    plain: Spread
+
+    @property
+    def ratio(self) -> float:
+        """Wrapped over plain."""
+        return self.wrapped.middle / self.plain.middle
+
+
+def plain_runs(study: Study) -> pd.DataFrame:
+    """Return the plain model's finished runs that have an accuracy, one row per seed."""
+    runs = finished(study)
+    return runs[runs["plain"] & runs["accuracy_as_trained"].notna()]
+
+
+def plain_mask(study: Study) -> str:
+    """Return the mask of the plain model, as the study's masks write it."""
+    return "0" * len(str(study.runs["mask"].iloc[0]))
+
+
+def compare_accuracy(study: Study) -> list[Comparison]:
+    """Compare every masked cell with the plain model of the same seed."""
+    reference = plain_runs(study).set_index("seed")
+    return [_comparison(cell, runs, reference) for cell, runs in _cells(study.runs[~study.runs["plain"]])]
+
+
+def _comparison(cell: Cell, runs: pd.DataFrame, reference: pd.DataFrame) -> Comparison:
+    done = runs[(runs["status"] == "finished") & runs["accuracy_as_trained"].notna()]
+    accuracy = {int(seed): float(value) for seed, value in zip(done["seed"], done["accuracy_as_trained"], strict=True)}
+    pairs = {seed: value for seed, value in accuracy.items() if seed in reference.index}
+    differences = {s: 100 * (value - float(reference["accuracy_as_trained"][s])) for s, value in pairs.items()}
+    low, high = paired_interval(list(differences.values()))
+    sizes = done["test_size"].dropna()
+    return Comparison(
+        cell=cell,
+        accuracy=_mean(done["accuracy_as_trained"]),
+        exact=_mean(done["accuracy_exact"]),
+        differences=differences,
+        mean=float(np.mean(list(differences.values()))) if differences else None,
+        low=low,
+        high=high,
+        runs=int((runs["status"] == "finished").sum()),
+        diverged=_seeds(runs[runs["outcome"] == "diverged"]),
+        chance=_seeds(runs[runs["outcome"] == "chance"]),
+        failed=_seeds(runs[runs["status"] != "finished"]),
+        unpaired=tuple(seed for seed in accuracy if seed not in pairs),
+        plain_chance=tuple(s for s in pairs if reference["outcome"].fillna("")[s] in ("chance", "diverged")),
+        test_images=int(sizes.iloc[0]) if len(sizes) else None,
+    )
+
+
+def paired_interval(differences: list[float], level: float = 0.9) -> tuple[float | None, float | None]:
+    """Return the t interval of a mean of paired differences; with fewer than two there is none."""
+    pairs = len(differences)
+    if pairs < 2:
+        return None, None
+    half = float(stats.t.ppf((1 + level) / 2, pairs - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(pairs)
+    middle = float(np.mean(differences))
+    return middle - half, middle + half
+
+
+def tolerances(study: Study) -> list[Kept]:
+    """Count the violations of every variant that was asked for a tolerance."""
+    measured = study.layers[study.layers["eps"].notna() & study.layers["violations"].notna()]
+    kept = []
+    for label, rows in measured.groupby("label", sort=False):
+        promises = rows["guarantee"].astype(object).where(rows["guarantee"].notna(), None)
+        kept.append(
+            Kept(
+                label=str(label),
+                compressor=str(rows["compressor"].iloc[0]),
+                eps=float(rows["eps"].iloc[0]),
+                guarantee=promises.iloc[0] if promises.nunique(dropna=False) == 1 else None,
+                blocks=int(rows["blocks"].sum()),
+                violations=int(rows["violations"].sum()),
+                worst=_value(rows["error_max"].max()),
+                escalated=_weighted(rows, "share_escalated"),
+                stored=_weighted(rows, "share_stored"),
+            )
+        )
+    return kept
+
+
+def measure_sizes(study: Study) -> list[Size]:
+    """Summarise the bytes of every layer of every cell, over the seeds."""
+    sizes = []
+    for cell, rows in _cells(study.layers):
+        for _, layer in rows.groupby("index", sort=True):
+            sizes.append(_size(cell, layer))
+    return sizes
+
+
+def first_layer_sizes(study: Study) -> list[Size]:
+    """Summarise the first convolution of every variant over masks too: its input is the data, whatever the mask."""
+    first = study.layers[study.layers["index"] == 0]
+    return [_size(_cell(rows.iloc[0]), rows) for _, rows in first.groupby("label", sort=False)]
+
+
+def fits_paper(size: Size) -> bool:
+    """Tell a layer whose bytes the paper's may stand beside: the paper's shape, in single precision."""
+    bytes_ = size.im2col_bytes
+    return size.index == 0 and (size.m, size.n) == PAPER_SHAPE and bytes_ is not None and round(bytes_) == 11_059_200
+
+
+def _size(cell: Cell, rows: pd.DataFrame) -> Size:
+    images = float((rows["blocks"] / rows["groups"].fillna(1)).sum())
+
+    def scaled(column: str) -> float | None:
+        return _value(rows[column].sum(min_count=len(rows)) / images * IMAGES) if images else None
+
+    promises = rows["guarantee"].dropna()
+    return Size(
+        cell=cell,
+        layer=str(rows["layer"].iloc[0]),
+        index=int(rows["index"].iloc[0]),
+        m=int(rows["m"].iloc[0]),
+        n=int(rows["n"].iloc[0]),
+        runs=len(rows),
+        blocks=int(rows["blocks"].sum()),
+        rank_mean=_weighted(rows, "rank_mean"),
+        break_even_rank=_value(rows["break_even_rank"].iloc[0]),
+        im2col_bytes=scaled("im2col_bytes"),
+        input_bytes=scaled("input_bytes"),
+        factor_bytes=scaled("factor_bytes"),
+        cut_im2col=_weighted(rows, "cut_im2col"),
+        cut_input=_weighted(rows, "cut_input"),
+        error_mean=_weighted(rows, "error_mean"),
+        error_max=_value(rows["error_max"].max()),
+        violations=int(rows["violations"].sum()) if rows["violations"].notna().all() else None,
+        guarantee=str(promises.iloc[0]) if len(promises) else None,
+        own=_weighted(rows, "share_own"),
+        escalated=_weighted(rows, "share_escalated"),
+        stored=_weighted(rows, "share_stored"),
+    )
+
+
+def measure_times(study: Study) -> list[Timing]:
+    """Summarise step times: the median of the runs' medians, with the widest of their quartiles."""
+    timings = []
+    for cell, rows in _cells(_having(study, "step_wrapped_ms", "step_plain_ms", "step_ratio")):
+        timings.append(
+            Timing(
+                cell=cell,
+                runs=len(rows),
+                rounds=_least(rows["step_rounds"]),
+                wrapped=_spread(rows, "step_wrapped_ms", "q25", "q75"),
+                plain=_spread(rows, "step_plain_ms", "q25", "q75"),
+                ratio=_spread(rows, "step_ratio", "q25", "q75"),
+                lowering=_value(rows["step_lowering_ms"].median()),
+                compressing=_value(rows["step_compressing_ms"].median()),
+                rest=_value(rows["step_rest_ms"].median()),
+            )
+        )
+    return timings
+
+
+def measure_peaks(study: Study) -> list[Peak]:
+    """Summarise peak memory: the median of the runs' medians, with the extremes of all."""
+    return [
+        Peak(
+            cell=cell,
+            runs=len(rows),
+            processes=_least(rows["peak_processes"]),
+            wrapped=_spread(rows, "peak_wrapped_bytes", "min", "max"),
+            plain=_spread(rows, "peak_plain_bytes", "min", "max"),
+        )
+        for cell, rows in _cells(_having(study, "peak_wrapped_bytes", "peak_plain_bytes"))
+    ]
+
+
+def _having(study: Study, *columns: str) -> pd.DataFrame:
+    runs = finished(study)
+    return runs[~runs["plain"] & runs[list(columns)].notna().all(axis=1)]
+
+
+def _cells(rows: pd.DataFrame) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    """Part rows by cell, in their order."""
+    for _, group in rows.groupby(["mask", "label"], sort=False):
+        yield _cell(group.iloc[0]), group
+
+
+def _cell(row: Any) -> Cell:
+    return Cell(
+        mask=str(row["mask"]),
+        label=str(row["label"]),
+        name=str(row["name"]),
+        condition=str(row["condition"]),
+        compressor=str(row["compressor"]),
+        eps=_value(row["eps"]),
+        path=None if pd.isna(row["path"]) else str(row["path"]),
+    )
+
+
+def _value(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _mean(column: "pd.Series[Any]") -> float | None:
+    return _value(column.mean())
+
+
+def _least(column: "pd.Series[Any]") -> int | None:
+    return None if column.isna().all() else int(column.min())
+
+
+def _weighted(rows: pd.DataFrame, column: str) -> float | None:
+    """Average a column over the blocks behind its rows; missing in one row, missing in all."""
+    if rows[column].isna().any() or not rows["blocks"].sum() > 0:
+        return None
+    return float(np.average(rows[column].astype(float), weights=rows["blocks"].astype(float)))
+
+
+def _spread(rows: pd.DataFrame, column: str, low: str, high: str) -> Spread:
+    middle = float(rows[column].median())
+    ends: list[tuple[str, Callable[[Any], Any]]] = [(low, np.nanmin), (high, np.nanmax)]
+    bounds = [float(end([middle, *rows[f"{column}_{suffix}"]])) for suffix, end in ends]
+    return Spread(middle, *bounds)
+
+
+def _seeds(rows: pd.DataFrame) -> tuple[int, ...]:
+    return tuple(int(seed) for seed in rows["seed"])

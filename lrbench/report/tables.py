@@ -1,0 +1,325 @@
+"""Tidy tables of a results folder: a row per run, per epoch, per layer, and in memory per block.
+
+Masks, ids, hashes and commits are text even where they look like numbers: `write_table` quotes them and `read_table`
+reads them as text, so that ``000000`` stays ``000000``.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lrbench.store import Record, is_finished, write_atomically
+
+__all__ = [
+    "NoRunsError",
+    "Study",
+    "blocks_table",
+    "epochs_table",
+    "layers_table",
+    "make_studies",
+    "read_table",
+    "runs_table",
+    "write_table",
+]
+
+ORDER = ("none", "svd", "rsvd", "aca", "aca-estimate")
+"""Compressors in the order in which tables and figures show them; others follow by name."""
+
+_CELL = ("mask", "compressor", "compressor_version", "eps", "path")
+
+_SETTING = {
+    "dataset": "{}",
+    "train_size": "{} train",
+    "test_size": "{} test",
+    "model": "{} model",
+    "widths": "widths {}",
+    "epochs": "epochs {}",
+    "batch_size": "batch {}",
+    "learning_rate": "lr {}",
+    "device": "on {}",
+    "threads": "threads {}",
+    "data_sha256": "data {:.8}",
+}
+
+# column: (type, where the record holds it)
+_CONFIG = {
+    "dataset": ("string", "config.dataset"),
+    "mask": ("string", "config.mask"),
+    "compressor": ("string", "config.compressor"),
+    "compressor_version": ("Int64", "config.compressor_version"),
+    "eps": ("float64", "config.eps"),
+    "path": ("string", "config.path"),
+    "seed": ("Int64", "config.seed"),
+}
+_RUN = {
+    "id": ("string", "id"),
+    "status": ("string", "status"),
+    "reason": ("string", "reason"),
+    "outcome": ("string", "outcome"),
+    "outcome_detail": ("string", "outcome_detail"),
+    **_CONFIG,
+    "data_sha256": ("string", "config.data_sha256"),
+    "train_size": ("Int64", "config.train_size"),
+    "test_size": ("Int64", "config.test_size"),
+    "classes": ("Int64", ""),
+    "model": ("string", "config.model"),
+    "widths": ("string", ""),
+    "epochs": ("Int64", "config.epochs"),
+    "batch_size": ("Int64", "config.batch_size"),
+    "learning_rate": ("float64", "config.learning_rate"),
+    "threads": ("Int64", "config.threads"),
+    "loss_as_trained": ("float64", "final.as_trained.loss"),
+    "accuracy_as_trained": ("float64", "final.as_trained.accuracy"),
+    "loss_exact": ("float64", "final.exact.loss"),
+    "accuracy_exact": ("float64", "final.exact.accuracy"),
+    "step_wrapped_ms": ("float64", "step.wrapped_ms.median"),
+    "step_wrapped_ms_q25": ("float64", "step.wrapped_ms.q25"),
+    "step_wrapped_ms_q75": ("float64", "step.wrapped_ms.q75"),
+    "step_plain_ms": ("float64", "step.plain_ms.median"),
+    "step_plain_ms_q25": ("float64", "step.plain_ms.q25"),
+    "step_plain_ms_q75": ("float64", "step.plain_ms.q75"),
+    "step_ratio": ("float64", "step.ratio.median"),
+    "step_ratio_q25": ("float64", "step.ratio.q25"),
+    "step_ratio_q75": ("float64", "step.ratio.q75"),
+    "step_lowering_ms": ("float64", "step.lowering_ms"),
+    "step_compressing_ms": ("float64", "step.compressing_ms"),
+    "step_rest_ms": ("float64", "step.rest_ms"),
+    "step_rounds": ("Int64", "step.rounds"),
+    "step_reason": ("string", "step_reason"),
+    "peak_wrapped_bytes": ("float64", "peak.wrapped_bytes.median"),
+    "peak_wrapped_bytes_min": ("float64", "peak.wrapped_bytes.min"),
+    "peak_wrapped_bytes_max": ("float64", "peak.wrapped_bytes.max"),
+    "peak_plain_bytes": ("float64", "peak.plain_bytes.median"),
+    "peak_plain_bytes_min": ("float64", "peak.plain_bytes.min"),
+    "peak_plain_bytes_max": ("float64", "peak.plain_bytes.max"),
+    "peak_processes": ("Int64", "peak.processes"),
+    "peak_reason": ("string", "peak_reason"),
+    "layers_reason": ("string", "layers_reason"),
+    "started": ("string", "started"),
+    "finished": ("string", "finished"),
+    "seconds": ("float64", "seconds"),
+    "commit": ("string", "environment.commit"),
+    "dirty": ("boolean", "environment.dirty"),
+    "lrbench": ("string", "environment.lrbench"),
+    "torch": ("string", "environment.torch"),
+    "device": ("string", "environment.device"),
+    "processor": ("string", "environment.processor"),
+}
+_EPOCH = {
+    "epoch": "Int64",
+    "train_loss": "float64",
+    "train_accuracy": "float64",
+    "test_loss": "float64",
+    "test_accuracy": "float64",
+    "seconds": "float64",
+}
+_LAYER = {
+    "layer": "string",
+    "index": "Int64",
+    "groups": "Int64",
+    "m": "Int64",
+    "n": "Int64",
+    "blocks": "Int64",
+    "rank_mean": "float64",
+    "rank_min": "Int64",
+    "rank_max": "Int64",
+    "error_mean": "float64",
+    "error_max": "float64",
+    "violations": "Int64",
+    "guarantee": "string",
+    "share_own": "float64",
+    "share_escalated": "float64",
+    "share_stored": "float64",
+    "im2col_bytes": "float64",
+    "input_bytes": "float64",
+    "factor_bytes": "float64",
+    "cut_im2col": "float64",
+    "cut_input": "float64",
+    "break_even_rank": "float64",
+    "lowering_ms": "float64",
+    "compressing_ms": "float64",
+}
+_SHARED = {"id": "string", "setting": "string"} | {name: kind for name, (kind, _) in _CONFIG.items()}
+_RUN_TYPES = {"id": "string", "setting": "string"} | {name: kind for name, (kind, _) in _RUN.items()}
+_EPOCH_TYPES = _SHARED | _EPOCH
+_LAYER_TYPES = _SHARED | _LAYER
+_BLOCK_TYPES = {"id": "string", "layer": "string", "index": "Int64", "rank": "float64", "error": "float64"}
+_TYPES = _RUN_TYPES | _EPOCH_TYPES | _LAYER_TYPES
+
+
+class NoRunsError(LookupError):
+    """The folder holds no run that could be reported."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of one setting: they differ in mask, compressor, version, eps, path and seed, and in nothing else.
+
+    Attributes
+    ----------
+    setting
+        What they share, in words.
+    records
+        The runs as they were read, in the order of the tables.
+    runs, epochs, layers, blocks
+        The tidy tables, with four columns more than the files: ``plain`` (no convolution is compressed), ``name`` (the
+        compressor, with its version where the study has several), ``condition`` (eps and path) and ``label`` (the name
+        with whatever of eps and path varies in this study: it tells apart what must not be averaged).
+    """
+
+    setting: str
+    records: tuple[Record, ...]
+    runs: pd.DataFrame
+    epochs: pd.DataFrame
+    layers: pd.DataFrame
+    blocks: pd.DataFrame
+
+
+def describe_setting(config: Mapping[str, Any]) -> str:
+    """Put into words all of a configuration but its seed and its cell of the grid; equal words, equal setting."""
+    parts = [words.format(_flat(config[key])) for key, words in _SETTING.items() if config.get(key) is not None]
+    known = {"seed", *_CELL, *_SETTING}
+    return ", ".join(parts + [f"{key} {_flat(config[key])}" for key in sorted(config) if key not in known])
+
+
+def runs_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Tabulate runs, finished and failed, one row each; predictions and tracebacks stay in the run files."""
+    rows = []
+    for record in records:
+        row = _shared(record) | {name: _dig(record, where) for name, (_, where) in _RUN.items() if where}
+        row["widths"] = _flat(record["config"].get("widths"))
+        row["classes"] = len(_dig(record, "data.classes") or ()) or None
+        rows.append(row)
+    return _frame(rows, _RUN_TYPES)
+
+
+def epochs_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Tabulate training, one row per run and epoch."""
+    rows = [epoch | _shared(record) for record in records for epoch in record.get("epochs") or ()]
+    return _frame(rows, _EPOCH_TYPES)
+
+
+def layers_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Tabulate what compression did, one row per run and compressed layer."""
+    rows = []
+    for record in records:
+        times = {layer["layer"]: layer for layer in _dig(record, "step.layers") or ()}
+        for layer in record.get("layers") or ():
+            rows.append(times.get(layer["layer"], {}) | layer | _shared(record))
+    return _frame(rows, _LAYER_TYPES)
+
+
+def blocks_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Tabulate the ranks and errors that the runs kept, one row per run, layer and block."""
+    rows = []
+    for record in records:
+        for layer in record.get("layers") or ():
+            where = {"id": record["id"], "layer": layer["layer"], "index": layer.get("index")}
+            pairs = zip(layer.get("ranks") or (), layer.get("errors") or (), strict=False)
+            rows += [where | {"rank": rank, "error": error} for rank, error in pairs]
+    return _frame(rows, _BLOCK_TYPES)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, every text in quotes."""
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    write_atomically(path, buffer.getvalue())
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """Read one of the report's CSV files with the types that it was written with: a mask is text, never a number."""
+    return pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])
+
+
+def make_studies(records: Iterable[Record]) -> list[Study]:
+    """Sort runs and part them by setting, so that nothing is compared or averaged across settings."""
+    ordered = sorted(records, key=_order)
+    studies = []
+    for setting, group in groupby(ordered, key=lambda record: describe_setting(record["config"])):
+        chosen = tuple(group)
+        names = _names(chosen)
+        runs, blocks = runs_table(chosen), blocks_table(chosen)
+        cells = blocks.merge(runs[["id", *_CELL, "seed"]], on="id", how="left")
+        tables = (runs, epochs_table(chosen), layers_table(chosen), cells)
+        studies.append(Study(setting, chosen, *(table.merge(names, on="id", how="left") for table in tables)))
+    return studies
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Tell the plain model, the reference of every comparison."""
+    return "1" not in config["mask"]
+
+
+def place(compressor: str | None) -> tuple[int, str]:
+    """Rank a compressor in the order of tables and figures."""
+    name = compressor or ""
+    return (ORDER.index(name) if name in ORDER else len(ORDER) if name else -1), name
+
+
+def _names(records: Sequence[Record]) -> pd.DataFrame:
+    """Name each run's variant by what varies among these runs."""
+    masked = [record["config"] for record in records if not is_plain(record["config"])]
+    many_eps = len({config.get("eps") for config in masked} - {None}) > 1
+    many_paths = len({config.get("path") for config in masked}) > 1
+    versions: dict[Any, set[Any]] = {}
+    for config in masked:
+        versions.setdefault(config.get("compressor"), set()).add(config.get("compressor_version"))
+    rows = []
+    for record in records:
+        config = record["config"]
+        compressor, eps, path = (config.get(key) for key in ("compressor", "eps", "path"))
+        name = "plain" if is_plain(config) else str(compressor)
+        if len(versions.get(compressor, ())) > 1:
+            name += f" v{config.get('compressor_version')}"
+        eps_words = [] if eps is None else [f"eps {eps:g}"]
+        path_words = [] if path is None else [f"path {path}"]
+        label = ", ".join([name, *(eps_words if many_eps else []), *(path_words if many_paths else [])])
+        condition = ", ".join(eps_words + path_words)
+        row = {"id": record["id"], "plain": is_plain(config), "name": name, "condition": condition, "label": label}
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"id": "string"})
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    config = record["config"]
+    cell = (_sortable(config.get(key)) for key in ("compressor_version", "eps", "path", "seed"))
+    mask = config["mask"]
+    fewest_first = mask.count("1"), mask.replace("1", " ")  # then from the input side on
+    return describe_setting(config), fewest_first, place(config.get("compressor")), *cell, record["id"]
+
+
+def _sortable(value: Any) -> tuple[bool, Any]:
+    return (False, 0) if value is None else (True, value)
+
+
+def _shared(record: Record) -> dict[str, Any]:
+    config = {name: _dig(record, where) for name, (_, where) in _CONFIG.items()}
+    return {"id": record["id"], "setting": describe_setting(record["config"])} | config
+
+
+def _dig(record: Record, where: str) -> Any:
+    """Follow a dotted path; whatever is absent or null on the way is None."""
+    value: Any = record
+    for key in where.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _flat(value: Any) -> Any:
+    return "-".join(str(part) for part in value) if isinstance(value, list) else value
+
+
+def _frame(rows: list[dict[str, Any]], types: Mapping[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(types), dtype=object).astype(dict(types))
+
+
+def finished(study: Study) -> pd.DataFrame:
+    """Return the runs of a study that finished, diverged ones among them."""
+    return study.runs[[is_finished(record) for record in study.records]]

@@ -1,0 +1,214 @@
+"""The report as a whole: figures, the summary, one page that needs nothing else, and the command."""
+
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from report_records import layer, make_failure, make_record, realistic_records, write_folder
+
+import lrbench.report
+from lrbench.report import NoRunsError, write_report
+from lrbench.report.__main__ import main
+from lrbench.report.figures import NAMES
+from lrbench.store import prepare_folder
+
+# seaborn's own, of matplotlib's newest release
+pytestmark = pytest.mark.filterwarnings("ignore:vert. bool was deprecated:DeprecationWarning")
+
+NASTY = "<script>alert('x')</script>"
+
+
+class Resources(HTMLParser):
+    """Collect what a page would load or run, and check that its elements are balanced."""
+
+    void = frozenset({"meta", "link", "img", "br", "hr", "input", "path", "use", "rect"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.void:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+                self.loads.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+
+def parse(html: str) -> Resources:
+    """Parse a page."""
+    resources = Resources()
+    resources.feed(html)
+    return resources
+
+
+@pytest.fixture(scope="session")
+def page(reported: Path) -> str:
+    return (reported / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_figure_is_there_as_png_and_svg(reported: Path) -> None:
+    names = {path.name for path in (reported / "figures").iterdir()}
+    assert names == {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")}
+    for name in NAMES:
+        with Image.open(reported / "figures" / f"{name}.png") as image:
+            assert image.width == pytest.approx(1400, abs=2)
+            darkest, lightest = image.convert("L").getextrema()
+            assert darkest < 128 < lightest
+        assert (reported / "figures" / f"{name}.svg").read_text(encoding="utf-8").count("<path") > 20
+
+
+def test_the_page_needs_nothing_outside_itself(page: str) -> None:
+    found = parse(page)
+    assert all(target.startswith("#") for target in found.loads)
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(found.tags)
+    assert "://" not in page
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(page: str) -> None:
+    found = parse(page)
+    assert found.open == []
+    assert len(found.ids) == len(set(found.ids))
+    assert {target.removeprefix("#") for target in found.loads} <= set(found.ids)
+
+
+def test_the_page_follows_the_colour_scheme(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert "fill: var(--ink)" in page, "figures too"
+    assert 'name="viewport"' in page
+
+
+def test_the_papers_bytes_stand_beside_a_layer_of_its_shape(page: str, report_of: Callable[..., str]) -> None:
+    assert "2,592,556" in page
+    assert "2,592,556" not in report_of(make_record(layers=[layer(2, "svd", 0.1)]), make_record("000000"))
+
+
+def test_the_summary_holds_verdicts_tables_data_and_command(reported: Path) -> None:
+    summary = (reported / "summary.md").read_text(encoding="utf-8")
+    for words in (
+        "broke eps 0.1 on 3",
+        "no faster",
+        "vs im2col",
+        "larger than the input",
+        "| layer | mask |",
+        "python -m lrbench.ablate",
+        "the official binary archive",
+        "figures/accuracy.png",
+    ):
+        assert words in summary
+    for line in summary.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_the_same_runs_give_the_same_bytes(reported: Path, tmp_path: Path) -> None:
+    again = tmp_path / reported.name
+    shutil.copytree(reported / "runs", again / "runs")
+    write_report(again)
+    files = [path.relative_to(reported) for path in reported.rglob("*") if path.is_file()]
+    assert len(files) > 2 * len(NAMES) + 5
+    for name in files:
+        assert (again / name).read_bytes() == (reported / name).read_bytes(), name
+
+
+def test_names_from_records_are_escaped(report_of: Callable[..., str], tmp_path: Path) -> None:
+    measured = layer(0, "svd", 0.1, layer=NASTY)
+    record = make_record("100000", NASTY, path=f'both"{NASTY}', layers=[measured], outcome_detail=NASTY)
+    failure = make_failure(f"| {NASTY} $x$", mask="101010")
+    html = report_of(make_record("000000"), record, failure)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "script" not in parse(html).tags
+    assert "<script" not in (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert r"\| &lt;script&gt;" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
+def test_a_figure_without_data_is_skipped_and_the_page_says_why(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    for earlier in ("time.png", "memory-2.svg", "mine.png"):
+        (tmp_path / "figures" / earlier).touch()
+    bare = make_record(step=None, step_reason="timing was switched off", peak=None, peak_reason="no /proc here")
+    html = write_report(write_folder(tmp_path, [bare])).read_text(encoding="utf-8")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert "error.png" in names
+    assert "mine.png" in names, "what the report did not write it does not remove"
+    assert not {name for name in names if name.startswith(("time", "memory"))}, "an earlier one is removed"
+    assert "did not record step times: timing was switched off." in html
+    assert "did not record peak memory: no /proc here." in html
+
+
+def test_only_failed_runs_still_make_a_page(report_of: Callable[..., str], tmp_path: Path) -> None:
+    html = report_of(make_failure("out of memory"))
+    assert "out of memory" in html
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_settings_are_reported_apart(report_of: Callable[..., str], tmp_path: Path) -> None:
+    photos = {"dataset": "photos", "epochs": 2}
+    html = report_of(make_record("000000"), make_record("000000", config=photos))
+    assert "The folder holds 2 settings." in html
+    assert "no finding rests on them" in html
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"accuracy-1", "accuracy-2"}
+
+
+def test_eps_and_paths_are_not_averaged_together(report_of: Callable[..., str]) -> None:
+    html = report_of(
+        make_record("000000"), *(make_record(eps=eps, layers=None, step=None, peak=None) for eps in (0.1, 0.3))
+    )
+    assert "svd, eps 0.1" in html
+    assert "svd, eps 0.3" in html
+
+
+def test_a_damaged_run_is_warned_about_and_left_out(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, [make_record("000000")])
+    (folder / "runs" / "0123456789abcdef.json").write_text('{"schema": 1')
+    with pytest.warns(UserWarning, match="0123456789abcdef"):
+        page = write_report(folder)
+    assert "1 file in runs/ is not an intact run; it is left out." in page.read_text(encoding="utf-8")
+
+
+def test_a_folder_without_runs_is_one_clear_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_folder(tmp_path)
+    assert main([str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "holds no run to report" in captured.err
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(NoRunsError, match="there is no folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_the_command_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path, [make_record("000000")])
+    (folder / "runs" / "damaged.json").write_text("{")
+    assert main([str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert Path(captured.out.strip()) == folder / "report.html"
+    assert captured.err.startswith("warning: ")
+    assert "damaged.json" in captured.err
+
+
+def test_the_report_never_imports_torch() -> None:
+    for path in Path(lrbench.report.__file__).parent.glob("*.py"):
+        assert not re.search(r"^\s*(?:import|from) torch", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_realistic_records_have_their_ids() -> None:
+    assert len({record["id"] for record in realistic_records()}) == 22

@@ -1,0 +1,90 @@
+"""The CSV files: a row per observation, and text that looks like numbers stays text."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_records import IMAGES, make_failure, make_record, realistic_records
+
+from lrbench.report import read_table
+from lrbench.report.tables import (
+    blocks_table,
+    describe_setting,
+    epochs_table,
+    layers_table,
+    make_studies,
+    runs_table,
+    write_table,
+)
+
+
+@pytest.mark.parametrize("name", ["runs", "epochs", "layers"])
+def test_masks_survive_the_csv(reported: Path, name: str) -> None:
+    masks = read_table(reported / f"{name}.csv")["mask"]
+    assert set(masks) == {"100000", "101010"} | ({"000000"} if name != "layers" else set())
+    assert '"100000"' in (reported / f"{name}.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("make", [runs_table, epochs_table, layers_table])
+def test_a_table_reads_back_as_it_was_written(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
+    table = make([*realistic_records()[:4], make_failure("no, “memory”\nleft", mask="101010")])
+    write_table(table, tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "table.csv"), table)
+
+
+def test_ids_commits_and_hashes_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
+    record = make_record(config={"data_sha256": "0" * 63 + "1"})
+    record["environment"]["commit"] = "12e4567"
+    record["id"] = "0012345678901234"
+    write_table(runs_table([record]), tmp_path / "runs.csv")
+    row = read_table(tmp_path / "runs.csv").iloc[0]
+    assert (row["id"], row["commit"], row["data_sha256"]) == ("0012345678901234", "12e4567", "0" * 63 + "1")
+    assert row["compressor_version"] == 1
+
+
+def test_the_compressor_none_is_not_a_missing_one(tmp_path: Path) -> None:
+    write_table(runs_table([make_record("000000"), make_record("100000", "none")]), tmp_path / "runs.csv")
+    table = read_table(tmp_path / "runs.csv")
+    assert list(table["compressor"].isna()) == [True, False]
+    assert table["compressor"].iloc[1] == "none"
+
+
+def test_tables_have_one_row_per_observation() -> None:
+    records = [make_record("000000"), make_record("101010", "svd"), make_failure()]
+    assert len(runs_table(records)) == 3
+    assert len(epochs_table(records)) == 2 * 4
+    assert list(layers_table(records)["layer"]) == ["features.0", "features.4", "features.8"]
+    assert len(blocks_table(records)) == 3 * IMAGES
+    assert not epochs_table(records).duplicated(["id", "epoch"]).any()
+
+
+def test_layers_carry_the_times_of_the_step() -> None:
+    row = layers_table([make_record("100000", "svd")]).iloc[0]
+    assert row["lowering_ms"] == pytest.approx(2.0)
+    assert row["compressing_ms"] == pytest.approx(40 * 4.1 - 42)
+
+
+def test_a_failed_run_has_a_row_with_its_reason_and_no_numbers() -> None:
+    row = runs_table([make_failure("killed")]).iloc[0]
+    assert (row["status"], row["reason"]) == ("failed", "killed")
+    assert np.isnan(row["accuracy_as_trained"])
+
+
+def test_runs_of_different_settings_are_apart() -> None:
+    studies = make_studies([make_record(), make_record(config={"epochs": 2}), make_record(config={"augment": True})])
+    assert len(studies) == 3
+    assert any("augment True" in study.setting for study in studies)
+    assert len({study.setting for study in studies}) == 3
+
+
+def test_seed_and_cell_are_no_part_of_the_setting() -> None:
+    first, other = make_record("100000", "svd", 0, eps=0.1), make_record("101010", "aca", 1, eps=0.3, path="backward")
+    assert describe_setting(first["config"]) == describe_setting(other["config"])
+
+
+def test_labels_name_what_varies() -> None:
+    records = [make_record("100000", eps=0.1), make_record("100000", eps=0.3), make_record("100000", "none")]
+    assert set(make_studies(records)[0].runs["label"]) == {"svd, eps 0.1", "svd, eps 0.3", "none"}
+    versions = [make_record("100000"), make_record("100000", config={"compressor_version": 2})]
+    assert set(make_studies(versions)[0].runs["label"]) == {"svd v1", "svd v2"}

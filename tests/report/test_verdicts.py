@@ -1,0 +1,205 @@
+"""Verdicts say what the records hold, name their denominators, and do not flatter."""
+
+from typing import Any
+
+import pytest
+from report_records import layer, make_failure, make_record, spread
+
+from lrbench.report.summaries import paired_interval
+from lrbench.report.tables import make_studies
+from lrbench.report.verdicts import Verdict, headlines, judge
+from lrbench.store import Record
+
+
+def verdict(topic: str, *records: Record, subject: str = "svd") -> Verdict:
+    """Return the one verdict on a subject."""
+    (study,) = make_studies(records)
+    (found,) = [v for v in judge(study) if v.topic == topic and v.subject == subject]
+    return found
+
+
+def accuracy(differences: list[float], plain: float = 0.5, **changes: Any) -> Verdict:
+    """Judge a cell whose seeds differ from the plain model by so many points."""
+    records = []
+    for seed, points in enumerate(differences):
+        records += [make_record("000000", seed=seed, accuracy=plain)]
+        records += [make_record("100000", "svd", seed, plain + points / 100, **changes)]
+    return verdict("Accuracy", *records)
+
+
+def test_a_kept_tolerance_is_counted() -> None:
+    found = verdict("Tolerance", make_record())
+    assert found.outcome == "kept eps"
+    assert "kept eps 0.1 on all 50 blocks" in found.text
+    assert "Certified for every block." in found.text
+
+
+def test_violations_are_counted_with_the_worst_error() -> None:
+    measured = layer(0, "aca-estimate", 0.1, violations=40, error_max=0.66)
+    found = verdict("Tolerance", make_record(compressor="aca-estimate", layers=[measured]), subject="aca-estimate")
+    assert found.outcome == "broke eps, not certified"
+    assert "40 of 50 blocks (80 %); worst error 0.66, 6.6 times what was asked. Not certified." in found.text
+
+
+def test_no_violation_without_a_guarantee_is_not_a_certificate() -> None:
+    found = verdict("Tolerance", make_record(layers=[layer(0, "svd", 0.1, guarantee=None)]))
+    assert found.outcome == "kept eps here, but not certified"
+    assert found.tone == "open"
+
+
+def test_a_certified_compressor_that_breaks_eps_is_a_defect() -> None:
+    found = verdict("Tolerance", make_record(layers=[layer(0, "svd", 0.1, violations=1, error_max=0.10000001)]))
+    assert "a defect" in found.outcome
+    assert "worst error 0.10000001" in found.text, "it must not read as 0.1"
+
+
+def test_escalated_and_stored_shares_are_told() -> None:
+    found = verdict("Tolerance", make_record(layers=[layer(0, "svd", 0.1, share_own=0.7, share_escalated=0.3)]))
+    assert "30.0 % of its blocks were escalated to the SVD." in found.text
+
+
+@pytest.mark.parametrize(
+    ("cut_im2col", "cut_input", "outcome", "words"),
+    [
+        (0.8, -0.8, "no benefit: smaller than im2col", "cut 0.80 vs im2col, cut −0.80 vs the input (1.80 times its"),
+        (0.8, -0.8, "no benefit: smaller than im2col", "times its bytes, larger than the input)"),
+        (0.9, 0.1, "smaller than the input", "cut 0.90 vs im2col, cut 0.10 vs the input:"),
+        (-0.1, -8.9, "no benefit: smaller than neither", "no benefit, neither over what PyTorch keeps nor over im2col"),
+        (0.9, 0.0, "no benefit: smaller than im2col", "cut 0.00 vs the input:"),
+    ],
+)  # fmt: skip
+def test_cuts_name_their_denominators(cut_im2col: float, cut_input: float, outcome: str, words: str) -> None:
+    measured = layer(0, "svd", 0.1, cut_im2col=cut_im2col, cut_input=cut_input)
+    found = verdict("Size", make_record(layers=[measured]))
+    assert found.outcome.startswith(outcome)
+    assert words in found.text
+
+
+def test_one_seed_gives_no_interval() -> None:
+    found = accuracy([-3.2])
+    assert found.outcome == "one seed gives no interval"
+    assert "−3.2 points against 000000 (seed 0: −3.2). One seed gives no interval." in found.text
+    assert "500 test images alone give its accuracy a binomial standard error of 2.2 points" in found.text
+
+
+def test_an_interval_within_a_point_costs_nothing() -> None:
+    found = accuracy([0.1, -0.1])
+    assert found.outcome == "costs nothing"
+    assert "paired t 90 % interval −0.63 to +0.63, 2 seeds (seed 0: +0.1, seed 1: −0.1): costs nothing." in found.text
+
+
+def test_a_wide_interval_cannot_be_told() -> None:
+    found = accuracy([0.4, -0.4, 1.9])
+    assert found.outcome == "cannot be told from these 3 seeds"
+    assert found.tone == "open"
+
+
+def test_an_interval_below_zero_costs_accuracy() -> None:
+    assert accuracy([-6.7, -6.5]).outcome == "costs accuracy"
+    assert accuracy([-0.4, -0.5, -0.45]).outcome == "differs by less than a point"
+    assert accuracy([6.7, 6.5]).outcome == "gains accuracy"
+
+
+def test_equal_differences_are_not_taken_for_certainty() -> None:
+    assert "so few seeds cannot warrant an interval of no width" in accuracy([-0.5, -0.5], 0.25).text
+
+
+def test_a_diverged_seed_is_named_and_outweighs_the_others() -> None:
+    good = [make_record("000000", seed=s) for s in (0, 1)] + [make_record("100000", "svd", 0)]
+    lost = make_record("100000", "svd", 1, outcome="diverged", final=None)
+    found = verdict("Accuracy", *good, lost)
+    assert found.outcome == "diverged on some seeds"
+    assert "Diverged: seed 1." in found.text
+
+
+def test_chance_level_is_named() -> None:
+    found = accuracy([-40.0, -40.0], outcome="chance")
+    assert found.outcome == "at chance level"
+    assert "At chance level: seeds 0 and 1." in found.text
+
+
+def test_a_plain_model_at_chance_proves_nothing() -> None:
+    records = [
+        make_record("000000", accuracy=0.1, outcome="chance"),
+        make_record("100000", "svd", 0, 0.1, outcome="chance"),
+    ]
+    assert "the plain model did not learn" in verdict("Accuracy", *records).outcome
+    assert verdict("Accuracy", *records, subject="000000").outcome == "the plain model itself did not learn"
+
+
+def test_only_equal_seeds_are_paired() -> None:
+    records = [make_record("000000", seed=0), *(make_record("100000", "svd", seed, 0.5) for seed in (0, 1))]
+    found = verdict("Accuracy", *records)
+    assert found.outcome == "one seed gives no interval"
+    assert "No plain run to pair with: seed 1." in found.text
+
+
+def test_settings_are_not_paired_with_each_other() -> None:
+    other = make_record("100000", "svd", config={"epochs": 9})
+    for study in make_studies([make_record("000000"), other]):
+        assert not any("points against" in v.text for v in judge(study))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "outcome"),
+    [
+        (spread(2.31, 0.05), "no faster"),
+        (spread(1.0, 0.1), "no faster"),
+        (spread(0.97, 0.1), "no difference that these rounds can tell"),
+        (spread(0.8, 0.05), "faster"),
+    ],
+)
+def test_time_is_judged_by_the_ratio_and_its_quartiles(ratio: dict[str, float], outcome: str) -> None:
+    record = make_record()
+    record["step"]["ratio"] = ratio
+    found = verdict("Step time", record)
+    assert found.outcome == outcome
+    assert f"{ratio['median']:.2f} times the plain model's (quartiles" in found.text
+
+
+@pytest.mark.parametrize(
+    ("peak", "outcome"),
+    [
+        (5.3e8, "no benefit"),
+        (5.0e8, "no benefit"),
+        (4.95e8, "no difference that these processes can tell"),
+        (4e8, "lower peak"),
+    ],
+)
+def test_peak_memory_is_judged_beside_the_plain_model(peak: float, outcome: str) -> None:
+    record = make_record()
+    record["peak"]["wrapped_bytes"] = {"median": peak, "min": peak - 1e6, "max": peak + 1e6}
+    assert verdict("Peak memory", record).outcome == outcome
+
+
+def test_a_failed_run_is_named_with_its_reason() -> None:
+    found = verdict("Failed runs", make_record("000000"), make_failure("out of memory.", seed=3))
+    assert found.text == "svd, mask 100000, seed 3: out of memory."
+
+
+def test_what_was_not_measured_is_said_with_the_reason() -> None:
+    record = make_record(
+        step=None, step_reason="not measured: another process was running", peak=None, peak_reason=None
+    )
+    (study,) = make_studies([record])
+    texts = [v.text for v in judge(study) if v.topic == "Not measured"]
+    assert texts == [
+        "Step time: not measured in 1 of 1 masked run: another process was running.",
+        "Peak memory: not measured in 1 of 1 masked run: no reason was recorded.",
+    ]
+
+
+def test_headlines_gather_subjects_by_outcome() -> None:
+    (study,) = make_studies([make_record("100000"), make_record("101010")])
+    (time,) = [line for line in headlines(judge(study)) if line.topic == "Step time"]
+    assert time.outcome == "no faster"
+    assert [subject.replace("\N{NO-BREAK SPACE}", " ") for subject in time.subjects] == [
+        "svd (100000: 4.10×, 101010: 4.10×)"
+    ]
+
+
+def test_the_paired_interval_is_students() -> None:
+    low, high = paired_interval([1.0, 3.0])
+    assert low == pytest.approx(2 - 6.313752, abs=1e-5)
+    assert high == pytest.approx(2 + 6.313752, abs=1e-5)
+    assert paired_interval([1.0]) == (None, None)
