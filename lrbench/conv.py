@@ -70,19 +70,15 @@ def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Ten
             + ("" if bias is None else f" and bias {bias.dtype}")
             + ": a convolution needs all of one dtype"
         )
-    batched = x.ndim == 4
+    images = x if x.ndim == 4 else x.unsqueeze(0)
     geometry = Geometry.of(layer.conv)
     with torch.autocast(device, enabled=False):
-        out = _Convolution.apply(
-            x if batched else x.unsqueeze(0),
-            weight,
-            bias,
-            geometry,
-            layer.compressor,
-            layer.path,
-            torch.is_grad_enabled(),
-        )
-    return cast(Tensor, out if batched else out.squeeze(0))
+        out = _Convolution.apply(images, weight, bias, geometry, layer.compressor, layer.path, torch.is_grad_enabled())
+    # What a function returns must not be a view, or the next layer could not work in place.
+    size = geometry.output_size((x.shape[-2], x.shape[-1]))
+    if layer.path != "backward":
+        out = out.view(len(images), weight.shape[0], *size)
+    return cast(Tensor, out if x.ndim == 4 else out.squeeze(0))
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -112,10 +108,8 @@ class _Convolution(torch.autograd.Function):
             out = geometry.convolve(x, weight, bias)
         else:
             out = factors.matmul(weight.flatten(1).to(factors.dtype))
-            size = geometry.output_size((x.shape[2], x.shape[3]))
-            out = out.view(x.shape[0], weight.shape[0], *size)
             if bias is not None:
-                out += bias.view(-1, 1, 1)
+                out.view(x.shape[0], weight.shape[0], out.shape[2]).add_(bias[:, None])
             out = out.to(x.dtype)
         saved = [weight] if needs_x else []
         if needs_weight and path == "forward":
@@ -129,22 +123,32 @@ class _Convolution(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        saved = list(ctx.saved_tensors)
-        grad_x = grad_weight = grad_bias = None
-        if needs_x:
-            grad_x = ctx.geometry.grad_input(grad, saved.pop(0), ctx.x_shape)
-        if needs_weight and ctx.path == "forward":
-            grad_weight = ctx.geometry.grad_weight(grad, saved[0], ctx.weight_shape)
-        elif needs_weight:
-            factors = Factors.restore(ctx.layout, tuple(saved))
-            blocks_grad = grad.reshape(factors.shape[0], -1, factors.shape[2]).to(factors.dtype)
-            grad_weight = factors.grad_weight(blocks_grad).view(ctx.weight_shape).to(ctx.dtype)
-        if needs_bias:
-            grad_bias = grad.sum((0, 2, 3))
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        if torch.is_grad_enabled():
+            # A gradient that does not require one would hide from the guard that this step cannot be differentiated.
+            grad = grad.detach().requires_grad_()
+        with torch.autocast(grad.device.type, enabled=False):
+            return _gradients(ctx, grad)
+
+
+@once_differentiable
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    saved = list(ctx.saved_tensors)
+    grad_x = grad_weight = grad_bias = None
+    K = ctx.weight_shape[0]
+    grad = grad.reshape(ctx.x_shape[0], K, *ctx.geometry.output_size(ctx.x_shape[2:]))
+    if needs_x:
+        grad_x = ctx.geometry.grad_input(grad, saved.pop(0), ctx.x_shape)
+    if needs_weight and ctx.path == "forward":
+        grad_weight = ctx.geometry.grad_weight(grad, saved[0], ctx.weight_shape)
+    elif needs_weight:
+        factors = Factors.restore(ctx.layout, tuple(saved))
+        blocks_grad = grad.reshape(factors.shape[0], K // factors.groups, factors.shape[2]).to(factors.dtype)
+        grad_weight = factors.grad_weight(blocks_grad).view(ctx.weight_shape).to(ctx.dtype)
+    if needs_bias:
+        grad_bias = grad.sum((0, 2, 3))
+    return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -175,11 +179,13 @@ def masked_layers(model: nn.Module, mask: str | Sequence[str]) -> list[str]:
     """
     names = list(convolutions(model))
     shown = ", ".join(name or "the model itself" for name in names) or "none"
-    if isinstance(mask, str) and mask.isdigit() and mask not in names:
-        if len(mask) != len(names) or set(mask) - {"0", "1"}:
-            raise ValueError(f"mask is {mask!r}: it must have {len(names)} bits, 0 or 1, for the convolutions {shown}")
+    if isinstance(mask, str) and len(mask) == len(names) and not set(mask) - {"0", "1"}:
         return [name for name, bit in zip(names, mask, strict=True) if bit == "1"]
+    if isinstance(mask, str) and mask.isdigit() and mask not in names:
+        raise ValueError(f"mask is {mask!r}: it must have {len(names)} bits, 0 or 1, for the convolutions {shown}")
     patterns = [mask] if isinstance(mask, str) else list(mask)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"mask is {mask!r}: give a string of bits, or names or patterns of the convolutions {shown}")
     chosen: set[str] = set()
     for pattern in patterns:
         matches = [name for name in names if fnmatchcase(name, pattern)]
@@ -254,6 +260,7 @@ def wrap(
 
 def unwrap(model: _Model) -> _Model:
     """Make every wrapped convolution of a model plain again, in place, with its current weights; return the model."""
-    for layer in compressed_layers(model).values():
-        del vars(layer.conv)["_conv_forward"]
+    layers = convolutions(model)
+    for name in compressed_layers(model):
+        del vars(layers[name])["_conv_forward"]
     return model

@@ -69,8 +69,8 @@ class Geometry:
         )
         if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
             raise ValueError(f"padding_mode is {padding_mode!r}: use zeros, reflect, replicate or circular")
-        if groups < 1:
-            raise ValueError(f"groups is {groups}: use a whole number of at least 1")
+        if not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"groups is {groups!r}: use a whole number of at least 1")
         if isinstance(padding, str):
             if padding not in ("same", "valid"):
                 raise ValueError(f"padding is {padding!r}: use a number, a pair, 'same' or 'valid'")
@@ -118,10 +118,10 @@ class Geometry:
         return out  # type: ignore[return-value]
 
     def pad(self, x: Tensor) -> Tensor:
-        """The padded images; ``x`` itself where there is no padding."""
-        if not any(self.padding):
-            return x
-        return F.pad(x, self.padding, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        """The padded images; ``x`` itself where a frame of zeros is empty."""
+        if self.padding_mode == "zeros":
+            return F.pad(x, self.padding) if any(self.padding) else x
+        return F.pad(x, self.padding, self.padding_mode)  # even by nothing, as Conv2d does: the layout may change
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The native convolution, as ``torch.nn.Conv2d`` computes it."""
@@ -151,7 +151,7 @@ class Geometry:
     @property
     def _native_padding(self) -> Pair | None:
         left, right, top, bottom = self.padding
-        native = (self.padding_mode == "zeros" or not any(self.padding)) and left == right and top == bottom
+        native = self.padding_mode == "zeros" and left == right and top == bottom
         return (top, left) if native else None
 
     def _natively_padded(self, x: Tensor) -> tuple[Tensor, Pair]:
@@ -206,6 +206,8 @@ class Im2col(Blocks):
         return self
 
     def _setup(self, x: Tensor, geometry: Geometry) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a {type(x).__name__}: Im2col takes a torch tensor of shape (N, C, H, W)")
         if x.ndim != 4:
             raise ValueError(f"x has shape {tuple(x.shape)}: Im2col takes images of shape (N, C, H, W)")
         if not x.dtype.is_floating_point:
@@ -344,14 +346,15 @@ def break_even_rank(m: int, n: int, numbers: int) -> float:
 
 @lru_cache(maxsize=256)
 def _multiplicity(geometry: Geometry, H: int, W: int) -> Tensor:
-    # The adjoint of lowering, applied to ones, counts the copies.
-    ones = torch.ones(1, 1, *geometry.output_size((H, W)), dtype=torch.float64)
-    kernel = torch.ones(1, 1, *geometry.kernel_size, dtype=torch.float64)
-    return geometry.grad_input(ones, kernel, torch.Size((1, 1, H, W)))[0, 0]
+    # The adjoint of lowering, applied to ones, counts the copies. What is remembered must serve in every mode.
+    with torch.inference_mode(False), torch.device("cpu"):
+        ones = torch.ones(1, 1, *geometry.output_size((H, W)), dtype=torch.float64)
+        kernel = torch.ones(1, 1, *geometry.kernel_size, dtype=torch.float64)
+        return geometry.grad_input(ones, kernel, torch.Size((1, 1, H, W)))[0, 0]
 
 
 def _pair(value: int | Pair, what: str, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ValueError(f"{what} is {value!r}: use a whole number of at least {least}, or a pair of them")
     return pair

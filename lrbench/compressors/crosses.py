@@ -1,7 +1,14 @@
-"""Crosses: rank-one updates built from a row and a column of the residual."""
+"""Crosses: rank-one updates built from a row and a column of the residual.
 
-from typing import Literal
+The algorithm stands here twice. On a CPU a kernel takes one block after the other, whose residual then stays in the
+cache; elsewhere all blocks take their steps together. Both choose the same pivots, up to rounding.
+"""
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +20,7 @@ __all__ = ["cross_approximation"]
 
 
 def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "estimate"]) -> LowRank:
-    """Approximate blocks by crosses with partial pivoting, all blocks in step.
+    """Approximate blocks by crosses with partial pivoting.
 
     The first pivot row is row 0. In each step the pivot column is where the pivot row of the residual is largest, v is
     that row divided by the pivot, u that column of the residual; the next pivot row is where u is largest among the
@@ -34,9 +41,121 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
     LowRank
         In the blocks' dtype.
     """
-    R = blocks.dense()
-    N, m, n = R.shape
+    m, n = blocks.shape[1:]
     limit = min(m, n, m * n // (m + n) + 1) if stop == "residual" else min(m, n)
+    R = blocks.dense()
+    if R.device.type == "cpu":
+        return _block_by_block(R, eps, stop == "residual", limit)
+    return _in_step(R, eps, stop == "residual", limit)
+
+
+def _block_by_block(R: Tensor, eps: float, on_residual: bool, limit: int) -> LowRank:
+    """Run the kernel, each thread on a part of the blocks; R is overwritten."""
+    N, m, n = R.shape
+    U, V = np.empty((N, limit, m), R.numpy().dtype), np.empty((N, limit, n), R.numpy().dtype)
+    ranks = np.zeros(N, np.int64)
+    tolerance = (INSIDE * eps if on_residual else eps) ** 2
+    threads = min(torch.get_num_threads(), N)
+
+    def part(k: int) -> None:
+        cut = slice(k * N // threads, (k + 1) * N // threads)
+        _kernel(R.numpy()[cut], tolerance, on_residual, U[cut], V[cut], ranks[cut])
+
+    if threads == 1:
+        part(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(part, range(threads)))
+    packed_U, packed_V = (
+        np.concatenate([F[i, :r] for i, r in enumerate(ranks)]) if N else F.reshape(0, F.shape[2]) for F in (U, V)
+    )
+    return LowRank(torch.from_numpy(packed_U), torch.from_numpy(packed_V), torch.from_numpy(ranks))
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+def _kernel(
+    R: Any, tolerance: float, on_residual: bool, U: Any, V: Any, ranks: Any
+) -> None:  # pragma: no cover (compiled)
+    N, m, n = R.shape
+    for b in range(N):
+        D = R[b]
+        total = 0.0
+        for i in range(m):
+            s = D[0, 0] * 0
+            for j in range(n):
+                s += D[i, j] * D[i, j]
+            total += s
+        unused = np.ones(m, np.bool_)
+        norm = 0.0  # ‖Σ u_l v_lᵀ‖², of the estimate
+        row = 0
+        k = 0
+        while k < U.shape[1]:
+            largest = abs(D[row, 0])
+            for j in range(1, n):
+                largest = max(largest, abs(D[row, j]))
+            if largest == 0:
+                # Passed over for the first unused row that is not zero; without one the residual is zero.
+                found = False
+                for i in range(m):
+                    if unused[i] and not found:
+                        for j in range(n):
+                            if D[i, j] != 0:
+                                found = True
+                                row = i
+                                break
+                if not found:
+                    break
+                continue
+            column = 0
+            while abs(D[row, column]) != largest:
+                column += 1
+            pivot = D[row, column]
+            u, v = U[b, k], V[b, k]
+            for i in range(m):
+                u[i] = D[i, column]
+            for j in range(n):
+                v[j] = D[row, j] / pivot
+            residual = 0.0
+            for i in range(m):
+                s = pivot * 0
+                for j in range(n):
+                    r = D[i, j] - u[i] * v[j]
+                    D[i, j] = r
+                    s += r * r
+                residual += s
+            unused[row] = False
+            best = pivot * 0 - 1
+            row = 0
+            for i in range(m):
+                if unused[i] and abs(u[i]) > best:
+                    best = abs(u[i])
+                    row = i
+            k += 1
+            if on_residual:
+                if residual <= tolerance * total:
+                    break
+                continue
+            uu, vv = 0.0, 0.0
+            for i in range(m):
+                uu += np.float64(u[i]) * np.float64(u[i])
+            for j in range(n):
+                vv += np.float64(v[j]) * np.float64(v[j])
+            norm += uu * vv
+            for p in range(k - 1):
+                uu_p, vv_p = 0.0, 0.0
+                for i in range(m):
+                    uu_p += np.float64(U[b, p, i]) * np.float64(u[i])
+                for j in range(n):
+                    vv_p += np.float64(V[b, p, j]) * np.float64(v[j])
+                norm += 2 * uu_p * vv_p
+            if uu * vv <= tolerance * norm:
+                break
+        ranks[b] = k
+
+
+def _in_step(R: Tensor, eps: float, on_residual: bool, limit: int) -> LowRank:
+    """Let all blocks take their steps together; R is overwritten."""
+    N, m, n = R.shape
     U, V = R.new_zeros(N, limit, m), R.new_zeros(N, limit, n)
     ranks = torch.zeros(N, dtype=torch.int64, device=R.device)
     total = _energy(R)
@@ -63,15 +182,14 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
         row = torch.where(unused, u.abs(), -1).argmax(1)
         U[active, k], V[active, k] = u, v
         ranks[active] += pivot != 0
-        if stop == "residual":
+        if on_residual:
             done = _energy(R) <= total[active] * (INSIDE * eps) ** 2
         else:
             u, v = u.to(torch.float64), v.to(torch.float64)
             size = u.square().sum(1) * v.square().sum(1)
-            before = (U[active, :k].to(torch.float64) @ u[:, :, None]) * (
-                V[active, :k].to(torch.float64) @ v[:, :, None]
-            )
-            norm = norm + 2 * before.sum((1, 2)) + size
+            uu = U[active, :k].to(torch.float64) @ u[:, :, None]
+            vv = V[active, :k].to(torch.float64) @ v[:, :, None]
+            norm = norm + 2 * (uu * vv).sum((1, 2)) + size
             done = size <= eps**2 * norm
         done |= pivot == 0
         if bool(done.any()):
@@ -81,8 +199,8 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
 
 
 def _energy(R: Tensor) -> Tensor:
-    """Squared Frobenius norms, (N,) float64, summed in float64 along the longer axis only."""
-    return R.square().sum(2, dtype=torch.float64).sum(1) if R.numel() else R.new_zeros(len(R), dtype=torch.float64)
+    """Squared Frobenius norms, (N,) float64."""
+    return R.square().sum(2, dtype=torch.float64).sum(1)
 
 
 def _first_nonzero_row(R: Tensor, unused: Tensor, dry: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """How far what a compressor returned is from what it was given."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from lrbench.blocks import Blocks, as_blocks, block_norms
+from lrbench.blocks import Blocks, as_blocks, block_norms, scale_by_power_of_two
 from lrbench.compressors.certificate import residual_norms
 from lrbench.factors import Factors
 
@@ -46,9 +48,14 @@ def relative_error(blocks: Blocks | Tensor, factors: Factors) -> Tensor:
         # Kept blocks have no factors: what is kept is compared with what was given.
         index = factors.kept_index
         difference = blocks.select(index).dense().sub_(factors.kept.dense())
-        top = difference.abs().amax((1, 2)).to(torch.float64)
-        unit = difference.to(torch.float64) / torch.where(top > 0, top, 1)[:, None, None]
-        size = top * torch.exp2(-exponent[index].to(torch.float64))
-        residual[index] = torch.linalg.matrix_norm(unit) * size
+        difference = scale_by_power_of_two(difference, -exponent[index]).to(torch.float64)
+        top = difference.abs().amax((1, 2))  # divided out, or small squares would vanish
+        residual[index] = top * torch.linalg.matrix_norm(difference / torch.where(top > 0, top, 1)[:, None, None])
     norms = block_norms(work)
-    return torch.where((norms == 0) & (residual == 0), 0.0, residual / norms)
+    error = residual / norms
+    # Beside a zero block any size is infinite, even one whose square underflows.
+    for i in (norms == 0).nonzero()[:, 0]:
+        pair = factors.low_rank(i[None])
+        zero = residual[i] == 0 and not bool((pair.U.T.to(torch.float64) @ pair.V.to(torch.float64)).any())
+        error[i] = 0.0 if zero else math.inf
+    return error

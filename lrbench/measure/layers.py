@@ -104,7 +104,7 @@ def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str
         "break_even_rank": break_even_rank(m, n, numbers),
         "error_mean": _finite(errors.mean().item()),
         "error_max": _finite(errors.max().item()),
-        "violations": int((errors > compressor.eps * (1 + 1e-6)).sum()) if compressor.uses_eps else None,
+        "violations": int((errors > compressor.eps * (1 + 1e-12)).sum()) if compressor.uses_eps else None,
         "share_own": shares[Origin.OWN],
         "share_escalated": shares[Origin.ESCALATED],
         "share_stored": shares[Origin.STORED],

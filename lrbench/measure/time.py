@@ -3,8 +3,9 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -105,12 +106,12 @@ def _clocks(model: nn.Module, device: str) -> Iterator[dict[tuple[str, str], flo
     """Put clocks on every layer's compressor, and on the one function that lowers."""
     spent: dict[tuple[str, str], float] = defaultdict(float)
     current = [""]  # the layer that is being compressed
-    lower = Im2col.__dict__["_lower"]
+    lower = Im2col._lower
     layers = compressed_layers(model)
 
     def timed_lower(windows: Tensor, dtype: torch.dtype) -> Tensor:
         start = _now(device)
-        out: Tensor = lower.__func__(windows, dtype)
+        out: Tensor = lower(windows, dtype)
         spent["lowering", current[0]] += _now(device) - start
         return out
 
@@ -126,15 +127,12 @@ def _clocks(model: nn.Module, device: str) -> Iterator[dict[tuple[str, str], flo
 
         return timed
 
-    try:
-        Im2col._lower = staticmethod(timed_lower)  # type: ignore[method-assign]
+    with ExitStack() as clocks:
+        clocks.enter_context(patch.object(Im2col, "_lower", staticmethod(timed_lower)))
         for name, layer in layers.items():
-            vars(layer.compressor)["compress"] = timed_compress(name, layer.compressor.compress)
+            timed = timed_compress(name, layer.compressor.compress)
+            clocks.enter_context(patch.object(layer.compressor, "compress", timed))
         yield spent
-    finally:
-        Im2col._lower = lower  # type: ignore[method-assign]
-        for layer in layers.values():
-            vars(layer.compressor).pop("compress", None)
 
 
 def _now(device: str) -> float:

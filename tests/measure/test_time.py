@@ -1,0 +1,74 @@
+import time
+
+import pytest
+import torch
+from runs import config, photos
+
+from lrbench.conv import compressed_layers
+from lrbench.im2col import Im2col
+from lrbench.measure.time import quartiles, split_steps, time_steps
+from lrbench.training import make_model
+
+
+def test_every_kind_of_step_is_taken_once_a_round_in_turned_order_on_new_batches():
+    taken = []
+    seconds = time_steps([lambda k: taken.append(("a", k)), lambda k: taken.append(("b", k))], rounds=3, warmup=1)
+    assert [len(s) for s in seconds] == [3, 3]
+    assert taken == [(kind, k) for k, order in enumerate(["ab", "ba", "ab", "ba"]) for kind in order]
+
+
+def test_a_slower_step_takes_longer():
+    slow, quick = time_steps([lambda k: time.sleep(0.02), lambda k: None], rounds=3)
+    assert min(slow) >= 0.02 > max(quick)
+
+
+def test_quartiles_are_numpys():
+    assert quartiles([1, 2, 3, 4, 5], scale=10) == {"median": 30, "q25": 20, "q75": 40}
+
+
+def test_time_is_split_among_the_layers_and_adds_up(monkeypatch):
+    model = make_model(config(mask="101000", compressor="none", eps=None), 10)
+    x = photos().train_images[:4].float() / 255
+    lower = Im2col._lower
+
+    def slow_lower(windows, dtype):
+        time.sleep(0.02)
+        return lower(windows, dtype)
+
+    monkeypatch.setattr(Im2col, "_lower", staticmethod(slow_lower))
+    for layer in compressed_layers(model).values():
+        compress = layer.compressor.compress
+        monkeypatch.setattr(
+            layer.compressor, "compress", lambda blocks, compress=compress: (time.sleep(0.01), compress(blocks))[1]
+        )
+
+    def step(number):
+        time.sleep(0.03)
+        return model(x)
+
+    split = split_steps(model, step, rounds=3)
+    assert [layer["layer"] for layer in split["layers"]] == ["conv1", "conv3"]
+    for layer in split["layers"]:
+        assert layer["lowering_ms"] == pytest.approx(20, abs=8)
+        assert layer["compressing_ms"] == pytest.approx(10, abs=8)
+    assert split["lowering_ms"] == pytest.approx(40, abs=16)
+    assert split["compressing_ms"] == pytest.approx(20, abs=16)
+    assert split["rest_ms"] >= 30
+
+
+def test_the_clocks_are_taken_out_again_even_after_an_error():
+    model = make_model(config(mask="100000"), 10)
+    lower = Im2col.__dict__["_lower"]
+    calls = 0
+
+    def step(number):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise ArithmeticError
+        return model(torch.rand(2, 3, 32, 32))
+
+    with pytest.raises(ArithmeticError):
+        split_steps(model, step, rounds=3)
+    assert Im2col.__dict__["_lower"] is lower
+    assert not any("compress" in vars(layer.compressor) for layer in compressed_layers(model).values())

@@ -1,0 +1,162 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import photos
+
+import lrbench.ablate as ablate
+from lrbench.store import read_runs
+
+SMALL = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
+SMALL += ["--epochs", "2", "--batch-size", "20", "--threads", "1"]
+QUIET = ["--timed-steps", "0", "--peak-processes", "0"]
+GRID = ["--compressors", "svd", "aca-estimate", "--masks", "000000", "100000", "--eps", "0.3"]
+
+
+def run(out, *more, grid=GRID):
+    return ablate.main([*SMALL, *QUIET, *grid, *more, "--out", str(out)])
+
+
+def results(out):
+    """What was computed, without times."""
+    kept = ("config", "epochs", "final", "layers", "outcome")
+    runs = {record["id"]: {key: record[key] for key in kept} for record in read_runs(out)}
+    for record in runs.values():
+        record["epochs"] = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in record["epochs"]]
+    return runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    assert run(out) == 0
+    return out
+
+
+def test_a_grid_ends_in_runs_tables_figures_and_a_page(finished):
+    assert len(results(finished)) == 3
+    for name in ("runs.csv", "epochs.csv", "layers.csv", "summary.md", "report.html", "figures/accuracy.png"):
+        assert (finished / name).stat().st_size > 0, name
+    assert not list((finished / "checkpoints").glob("*"))
+
+
+def test_the_same_command_again_does_nothing(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "runs").iterdir()}
+    assert run(finished) == 0
+    assert "3 of 3 runs are done already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (finished / "runs").iterdir()} == before
+
+
+def test_a_larger_grid_does_only_what_is_missing_and_force_does_all(finished, tmp_path, capsys):
+    grown = tmp_path / "grown"
+    (grown / "runs").mkdir(parents=True)
+    for path in (finished / "runs").iterdir():
+        (grown / "runs" / path.name).write_bytes(path.read_bytes())
+    assert run(grown, "--seeds", "0", "1") == 0
+    assert "3 of 6 runs are done already" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (grown / "runs").iterdir()}
+    assert run(grown, "--force") == 0
+    after = {path: path.stat().st_mtime_ns for path in (grown / "runs").iterdir()}
+    assert sum(after[path] != before[path] for path in before) == 3
+    assert results(grown).items() >= results(finished).items()
+
+
+def test_a_dry_run_lists_the_runs_and_which_are_done_and_does_none(finished, tmp_path, capsys):
+    assert run(finished, "--dry-run", "--seeds", "0", "1") == 0
+    out = capsys.readouterr().out
+    assert out.count("finished  ") == 3
+    assert out.count("missing  ") == 3
+    assert "mask 000000 compresses no layer" in out
+    assert run(tmp_path / "none", "--dry-run") == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failing_run_is_recorded_the_others_go_on_and_the_status_says_so(tmp_path, monkeypatch, capsys):
+    import lrbench.experiment as experiment
+
+    train = experiment.train
+
+    def failing(config, *arguments):
+        if config.compressor == "svd":
+            raise MemoryError("not enough")
+        return train(config, *arguments)
+
+    monkeypatch.setattr(experiment, "train", failing)
+    assert run(tmp_path) == 1
+    assert "not enough" in capsys.readouterr().err
+    states = {record["config"]["compressor"]: record["status"] for record in read_runs(tmp_path)}
+    assert states == {None: "finished", "svd": "failed", "aca-estimate": "finished"}
+    monkeypatch.undo()
+    assert run(tmp_path) == 0
+    assert {record["status"] for record in read_runs(tmp_path)} == {"finished"}
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_interrupted_grid_is_completed_by_the_same_command(finished, tmp_path, sent, status):
+    command = [sys.executable, "-m", "lrbench.ablate", *SMALL, *QUIET, *GRID, "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    if sent == signal.SIGINT:
+        assert "the same command goes on" in errors
+        assert "Traceback" not in errors
+    assert 1 <= len(read_runs(tmp_path)) < 3
+    assert run(tmp_path) == 0
+    assert results(tmp_path) == results(finished)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--compressors", "svf"], "svd"),
+        (["--masks", "1010"], "conv1, conv2, conv3, conv4, conv5, conv6"),
+        (["--masks", "10101x"], "matches no convolution"),
+        (["--eps", "0"], "(0, 1]"),
+        (["--eps", "1.5"], "(0, 1]"),
+        (["--path", "up"], "forward, backward, both"),
+        (["--train-size", "0"], "--train-size is 0"),
+        (["--test-size", "100000"], "1 to 500"),
+        (["--epochs", "0"], "at least 1"),
+        (["--widths", "4", "4"], "three"),
+        (["--learning-rate", "0"], "positive"),
+        (["--dataset", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_a_bad_request_gets_one_sentence_and_loses_nothing(finished, more, message, capsys):
+    before = sorted(path.name for path in (finished / "runs").iterdir())
+    assert run(finished, *more) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert sorted(path.name for path in (finished / "runs").iterdir()) == before
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file") == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_presets_are_defaults_that_options_override():
+    demo = ablate._options([])
+    assert (demo.preset, demo.dataset, demo.out) == ("demo", "photos", Path("results/demo"))
+    paper = ablate._options(["--dataset", "cifar10", "--epochs", "3"])
+    assert (paper.preset, paper.epochs, paper.eps, paper.masks) == ("paper", 3, [0.1], ["000000", "100000", "101010"])
+    assert ablate._options(["--preset", "paper"]).epochs == 20
+
+
+def test_every_run_of_a_folder_is_json_with_the_command_that_gave_it(finished):
+    for path in (finished / "runs").iterdir():
+        record = json.loads(path.read_text())
+        assert record["environment"]["command"].startswith("python -m lrbench.ablate --dataset photos")
+        assert record["data"]["name"] == photos().name

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+import torch
+from runs import PLAIN, config, photos
+
+from lrbench.experiment import Experiment
+from lrbench.store import run_id
+
+SECONDS = {"seconds", "started", "finished", "step", "peak"}
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    experiment = Experiment(photos(), tmp_path_factory.mktemp("checkpoints"), rounds=2, processes=1, command="a test")
+    return experiment.run(config())
+
+
+def quiet(tmp_path):
+    return Experiment(photos(), tmp_path, rounds=0, processes=0)
+
+
+def test_a_record_says_what_ran_on_what_and_where(record):
+    assert record["id"] == run_id(config().to_json())
+    assert (record["status"], record["outcome"]) in {("finished", "trained"), ("finished", "chance")}
+    assert record["data"]["sha256"] == photos().sha256
+    assert record["data"]["source"] == photos().source
+    assert record["environment"]["command"] == "a test"
+    assert record["environment"]["torch"] == torch.__version__
+    assert record["environment"]["threads"] == 1
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_record_holds_every_epoch_both_evaluations_and_every_prediction(record):
+    assert [entry["epoch"] for entry in record["epochs"]] == [1, 2, 3]
+    labels = photos().test_labels[:40].tolist()
+    for mode in ("as_trained", "exact"):
+        final = record["final"][mode]
+        right = sum(int(symbol) == label for symbol, label in zip(final["predictions"], labels, strict=True))
+        assert final["accuracy"] == pytest.approx(right / 40)
+    assert record["epochs"][-1]["test_accuracy"] == record["final"]["as_trained"]["accuracy"]
+    assert [layer["layer"] for layer in record["layers"]] == ["conv1", "conv3", "conv5"]
+
+
+def test_a_record_holds_the_steps_time_and_its_parts_beside_the_plain_one(record):
+    step = record["step"]
+    assert step["wrapped_ms"]["q25"] <= step["wrapped_ms"]["median"] <= step["wrapped_ms"]["q75"]
+    assert step["plain_ms"]["median"] > 0
+    assert step["ratio"]["median"] > 0
+    assert min(step["lowering_ms"], step["compressing_ms"], step["rest_ms"]) > 0
+    assert len(step["layers"]) == 3
+
+
+def test_a_record_holds_the_peak_or_the_reason_why_not(record):
+    if record["peak"] is None:
+        assert "clear_refs" in record["peak_reason"]
+    else:
+        assert record["peak"]["wrapped_bytes"]["min"] > 0
+        assert record["peak"]["plain_bytes"]["min"] > 0
+
+
+def test_what_was_not_asked_for_is_null_with_a_reason(tmp_path):
+    record = quiet(tmp_path).run(config(epochs=1))
+    for what in ("step", "peak"):
+        assert record[what] is None
+        assert record[f"{what}_reason"]
+
+
+def test_the_same_run_gives_the_same_record(record, tmp_path):
+    again = quiet(tmp_path).run(config())
+    for key in ("epochs", "final", "layers", "outcome"):
+        ours, theirs = ([{**e, "seconds": 0} for e in r[key]] if key == "epochs" else r[key] for r in (record, again))
+        assert ours == theirs
+
+
+def test_a_plain_run_is_its_own_exact_evaluation_and_has_no_ratio(tmp_path):
+    record = Experiment(photos(), tmp_path, rounds=2, processes=0).run(config(**PLAIN, epochs=1))
+    assert record["final"]["as_trained"] == record["final"]["exact"]
+    assert record["layers"] == []
+    assert record["step"]["plain_ms"]["median"] > 0
+    assert record["step"]["ratio"] is None
+
+
+def test_an_error_is_recorded_with_its_reason_not_raised(tmp_path):
+    record = quiet(tmp_path).run(config(compressor="no-such"))
+    assert record["status"] == "failed"
+    assert "no-such" in record["reason"]
+    assert "Traceback" in record["traceback"]
+
+
+def test_divergence_is_a_finished_run_and_nothing_is_made_up_after_it(tmp_path):
+    record = quiet(tmp_path).run(config(learning_rate=1e20))
+    assert (record["status"], record["outcome"]) == ("finished", "diverged")
+    assert "epoch" in record["outcome_detail"]
+    for what in ("final", "layers", "step", "peak"):
+        assert record[what] is None
+        assert "diverged" in record[f"{what}_reason"]
+
+
+def test_an_end_at_chance_level_is_said(tmp_path):
+    record = quiet(tmp_path).run(config(learning_rate=1e-12, epochs=1))
+    assert record["outcome"] == "chance"
+    assert "does not exceed chance" in record["outcome_detail"]
