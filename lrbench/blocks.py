@@ -169,7 +169,7 @@ class DenseBlocks(Blocks):
     """
 
     def __init__(self, values: Tensor, groups: int = 1) -> None:
-        self._values = values
+        self._values = values.detach()
         self.groups = groups
 
     @property
@@ -245,7 +245,7 @@ def as_blocks(blocks: Blocks | Tensor) -> Blocks:
             raise ValueError(
                 f"blocks have shape {tuple(blocks.shape)}: give a tensor (N, m, n) with m, n >= 1, or lrbench.Im2col"
             )
-        blocks = DenseBlocks(blocks.detach())
+        blocks = DenseBlocks(blocks)
     if not isinstance(blocks, Blocks):
         raise TypeError(f"blocks are a {type(blocks).__name__}: give a torch tensor (N, m, n) or lrbench.Im2col")
     if not blocks.dtype.is_floating_point:

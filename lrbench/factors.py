@@ -1,9 +1,10 @@
 """What a compressor returns: packed factors of a batch, and the blocks that are kept as they are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +13,20 @@ from lrbench.blocks import Blocks, DenseBlocks
 from lrbench.im2col import Geometry, Im2col
 
 __all__ = ["Factors", "LowRank", "Origin"]
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _in_full_precision(method: _Method) -> _Method:
+    """Keep autocast, which would round what was certified, out of a method."""
+
+    @wraps(method)
+    def plain(self: Any, *arguments: Any) -> Any:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *arguments)
+
+    return cast(_Method, plain)
 
 
 class Origin(IntEnum):
@@ -63,6 +78,27 @@ class LowRank:
         """The blocks at ``index``, (K,) int64, in that order."""
         rows = _ranges(self.offsets[:-1][index], self.ranks[index])
         return LowRank(self.U[rows], self.V[rows], self.ranks[index])
+
+    @classmethod
+    def by_rank(cls, ranks: Tensor, factorize: "Callable[[Tensor, int], tuple[Tensor, Tensor]]") -> "LowRank":
+        """Build the factors of all blocks of one rank at a time.
+
+        Nothing is padded, and a block's factors do not depend, not even in their last bit, on its neighbours' ranks.
+
+        Parameters
+        ----------
+        ranks : Tensor
+            (N,) int64.
+        factorize
+            Given indices (B,) and their rank r, gives U (B, m, r) and V (B, r, n).
+        """
+        order, parts = [], []
+        for r in ranks.unique().tolist():
+            index = (ranks == r).nonzero()[:, 0]
+            U, V = factorize(index, r)
+            order.append(index)
+            parts.append(cls(U.mT.flatten(0, 1), V.flatten(0, 1), ranks[index]))
+        return cls.concatenate(parts).select(torch.cat(order).argsort())
 
     def replace(self, index: Tensor, other: "LowRank") -> "LowRank":
         """Put the blocks of ``other`` in the places ``index``, (K,) int64."""
@@ -146,6 +182,7 @@ class Factors:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors()}
         return sum(storages.values())
 
+    @_in_full_precision
     def dense(self) -> Tensor:
         """Form the approximations, a new (N, m, n) tensor."""
         N, m, n = self.shape
@@ -156,6 +193,7 @@ class Factors:
             out[self.kept_index] = self.kept.dense().to(self.dtype)
         return out
 
+    @_in_full_precision
     def matmul(self, weight: Tensor) -> Tensor:
         """W D̂_i for every block, as (W U_i) V_i, never forming D̂_i where there are factors.
 
@@ -180,6 +218,7 @@ class Factors:
             out[index] = kept.matmul(W[j])
         return out
 
+    @_in_full_precision
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D̂_iᵀ, as (G_i V_iᵀ) U_iᵀ, never forming D̂_i where there are factors.
 
@@ -193,6 +232,9 @@ class Factors:
         Tensor
             (K, m): of a grouped convolution, each group's rows.
         """
+        N, _, n = self.shape
+        if grad.ndim != 3 or (grad.shape[0], grad.shape[2]) != (N, n):
+            raise ValueError(f"grad has shape {tuple(grad.shape)}: it must be ({N}, K/groups, {n})")
         g, k = self.groups, grad.shape[1]
         out = torch.zeros(g, k, self.U.shape[1], dtype=self.dtype, device=self.device)
         right = self.U.new_empty(len(self.U), k)  # (Σ r_i, K): V_i G_iᵀ

@@ -128,7 +128,8 @@ class Compressor(ABC):
         any_bad = bool(bad.any())
         if any_bad and nonfinite == "raise":
             raise NonFiniteBlockError(bad.nonzero()[:, 0].tolist())
-        return self._represent(blocks, magnitude, bad if any_bad else None)
+        with torch.autocast(blocks.device.type, enabled=False):
+            return self._represent(blocks, magnitude, bad if any_bad else None)
 
     def state_dict(self) -> dict[str, Any]:
         """What the compressor carries from one call to the next: tensors, numbers, strings; nothing by default."""

@@ -24,7 +24,8 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
 
     The first pivot row is row 0. In each step the pivot column is where the pivot row of the residual is largest, v is
     that row divided by the pivot, u that column of the residual; the next pivot row is where u is largest among the
-    rows not yet used. A pivot row that is zero is passed over for the first unused row that is not.
+    rows not yet used. A pivot row that is zero is passed over for the first unused row that is not; with the residual
+    as the rule, whose size is known, a row of rounding errors counts as zero.
 
     Parameters
     ----------
@@ -44,12 +45,13 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
     m, n = blocks.shape[1:]
     limit = min(m, n, m * n // (m + n) + 1) if stop == "residual" else min(m, n)
     R = blocks.dense()
+    floor = 8 * torch.finfo(R.dtype).eps if stop == "residual" else 0.0
     if R.device.type == "cpu":
-        return _block_by_block(R, eps, stop == "residual", limit)
-    return _in_step(R, eps, stop == "residual", limit)
+        return _block_by_block(R, eps, stop == "residual", limit, floor)
+    return _in_step(R, eps, stop == "residual", limit, floor)
 
 
-def _block_by_block(R: Tensor, eps: float, on_residual: bool, limit: int) -> LowRank:
+def _block_by_block(R: Tensor, eps: float, on_residual: bool, limit: int, floor: float) -> LowRank:
     """Run the kernel, each thread on a part of the blocks; R is overwritten."""
     N, m, n = R.shape
     U, V = np.empty((N, limit, m), R.numpy().dtype), np.empty((N, limit, n), R.numpy().dtype)
@@ -59,7 +61,7 @@ def _block_by_block(R: Tensor, eps: float, on_residual: bool, limit: int) -> Low
 
     def part(k: int) -> None:
         cut = slice(k * N // threads, (k + 1) * N // threads)
-        _kernel(R.numpy()[cut], tolerance, on_residual, U[cut], V[cut], ranks[cut])
+        _kernel(R.numpy()[cut], tolerance, on_residual, floor, U[cut], V[cut], ranks[cut])
 
     if threads == 1:
         part(0)
@@ -74,7 +76,7 @@ def _block_by_block(R: Tensor, eps: float, on_residual: bool, limit: int) -> Low
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 def _kernel(
-    R: Any, tolerance: float, on_residual: bool, U: Any, V: Any, ranks: Any
+    R: Any, tolerance: float, on_residual: bool, floor: float, U: Any, V: Any, ranks: Any
 ) -> None:  # pragma: no cover (compiled)
     N, m, n = R.shape
     for b in range(N):
@@ -85,6 +87,7 @@ def _kernel(
             for j in range(n):
                 s += D[i, j] * D[i, j]
             total += s
+        negligible = floor * np.sqrt(total)
         unused = np.ones(m, np.bool_)
         norm = 0.0  # ‖Σ u_l v_lᵀ‖², of the estimate
         row = 0
@@ -93,13 +96,13 @@ def _kernel(
             largest = abs(D[row, 0])
             for j in range(1, n):
                 largest = max(largest, abs(D[row, j]))
-            if largest == 0:
+            if largest <= negligible:
                 # Passed over for the first unused row that is not zero; without one the residual is zero.
                 found = False
                 for i in range(m):
                     if unused[i] and not found:
                         for j in range(n):
-                            if D[i, j] != 0:
+                            if abs(D[i, j]) > negligible:
                                 found = True
                                 row = i
                                 break
@@ -153,7 +156,7 @@ def _kernel(
         ranks[b] = k
 
 
-def _in_step(R: Tensor, eps: float, on_residual: bool, limit: int) -> LowRank:
+def _in_step(R: Tensor, eps: float, on_residual: bool, limit: int, floor: float) -> LowRank:
     """Let all blocks take their steps together; R is overwritten."""
     N, m, n = R.shape
     U, V = R.new_zeros(N, limit, m), R.new_zeros(N, limit, n)
@@ -162,6 +165,7 @@ def _in_step(R: Tensor, eps: float, on_residual: bool, limit: int) -> LowRank:
     active = (total > 0).nonzero()[:, 0]  # which block each residual in R belongs to
     R = R[active]
     row = torch.zeros_like(active)
+    negligible = floor * total[active].sqrt()
     unused = torch.ones(len(active), m, dtype=torch.bool, device=R.device)
     norm = total.new_zeros(len(active))  # ‖Σ u_l v_lᵀ‖², of the estimate
     for k in range(limit):
@@ -169,10 +173,12 @@ def _in_step(R: Tensor, eps: float, on_residual: bool, limit: int) -> LowRank:
             break
         each = torch.arange(len(active), device=R.device)
         v = R[each, row]
-        dry = (v == 0).all(1)
+        dry = v.abs().amax(1) <= negligible
         if bool(dry.any()):
-            row = torch.where(dry, _first_nonzero_row(R, unused, dry), row)
+            alive = (R[dry].abs().amax(2) > negligible[dry, None]) & unused[dry]
+            row[dry] = alive.to(torch.uint8).argmax(1)  # the first one
             v = R[each, row]
+            v[dry] *= alive.any(1)[:, None]  # without one there is nothing left to represent
         column = v.abs().argmax(1)
         pivot = v[each, column]
         u = R[each, :, column]
@@ -195,17 +201,10 @@ def _in_step(R: Tensor, eps: float, on_residual: bool, limit: int) -> LowRank:
         if bool(done.any()):
             going = (~done).nonzero()[:, 0]
             active, row, unused, norm, R = active[going], row[going], unused[going], norm[going], R[going]
+            negligible = negligible[going]
     return LowRank.from_padded(U.mT, V, ranks)
 
 
 def _energy(R: Tensor) -> Tensor:
     """Squared Frobenius norms, (N,) float64."""
     return R.square().sum(2, dtype=torch.float64).sum(1)
-
-
-def _first_nonzero_row(R: Tensor, unused: Tensor, dry: Tensor) -> Tensor:
-    """The first unused row that is not zero, (N,), looked for where ``dry`` says so; 0 where there is none."""
-    row = torch.zeros(len(R), dtype=torch.int64, device=R.device)
-    alive = (R[dry] != 0).any(2) & unused[dry]
-    row[dry] = alive.to(torch.uint8).argmax(1)
-    return row

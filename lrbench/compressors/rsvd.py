@@ -6,7 +6,8 @@ from torch import Tensor
 from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
-from lrbench.compressors.spectral import eigh, truncation_ranks
+from lrbench.compressors.certificate import residual_norms
+from lrbench.compressors.spectral import GRAM_LIMIT, eigh, truncation_ranks
 from lrbench.factors import LowRank
 
 
@@ -45,7 +46,7 @@ class RandomizedSVD(Compressor):
     def factorize(self, blocks: Blocks) -> LowRank:
         """Sketch all blocks; sketch those that need more again, with twice the columns."""
         side = min(blocks.shape[1:])
-        index = torch.arange(len(blocks), device=blocks.device)
+        index = self._index(blocks)
         columns = min(self.sketch, side)
         factors: LowRank | None = None
         while True:
@@ -63,14 +64,30 @@ class RandomizedSVD(Compressor):
         P = torch.linalg.qr(blocks.left_product(Q).mT).Q
         Q = torch.linalg.qr(blocks.right_product(P.mT)).Q
         B = blocks.left_product(Q)
-        eigenvalues, W = eigh(B @ B.mT)
-        energies, total = eigenvalues.clamp(min=0), blocks.squared_norm()
-        missing = (total - energies.sum(1)).clamp(min=0)
+        total = blocks.squared_norm()
+        if self.eps < GRAM_LIMIT:
+            # Squares and differences of squares no longer tell so small a tail: it is computed, not subtracted.
+            W, S, _ = torch.linalg.svd(B, full_matrices=False)
+            W, energies = W.flip(2), S.square().flip(1)
+            every = torch.full_like(self._index(blocks), B.shape[1])
+            missing = residual_norms(blocks, LowRank.from_padded(Q, B, every), torch.zeros_like(every)).square()
+        else:
+            eigenvalues, W = eigh(B @ B.mT)
+            energies = eigenvalues.clamp(min=0)
+            missing = (total - energies.sum(1)).clamp(min=0)
         ranks = truncation_ranks(energies, total, self.eps, missing)
         # If not even all columns keep the tolerance, every one is counted as lost: the rank is at its limit.
         done = ranks + self.oversampling <= columns
-        W = W[:, :, W.shape[2] - int(ranks.max()) :].flip(2)
-        return LowRank.from_padded(Q @ W, W.mT @ B, ranks), done
+
+        def truncate(index: Tensor, r: int) -> tuple[Tensor, Tensor]:
+            leading = W[index, :, W.shape[2] - r :].flip(2)
+            return Q[index] @ leading, leading.mT @ B[index]
+
+        return LowRank.by_rank(ranks, truncate), done
+
+    @staticmethod
+    def _index(blocks: Blocks) -> Tensor:
+        return torch.arange(len(blocks), device=blocks.device)
 
     def _test_matrices(self, blocks: Blocks, columns: int) -> Tensor:
         """Transposed Gaussian test matrices, (N, columns, n) float64."""

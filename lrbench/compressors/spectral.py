@@ -9,7 +9,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks
 from lrbench.factors import LowRank
 
-__all__ = ["INSIDE", "eigh", "truncated_svd", "truncation_ranks"]
+__all__ = ["GRAM_LIMIT", "INSIDE", "eigh", "truncated_svd", "truncation_ranks"]
 
 INSIDE = 1 - 1e-4
 """How far inside the tolerance to aim: enough for rounding, too little to cost a rank."""
@@ -44,11 +44,15 @@ def truncated_svd(blocks: Blocks, eps: float) -> LowRank:
     side: Literal["rows", "columns"] = "rows" if m <= n else "columns"
     eigenvalues, Q = eigh(blocks.gram(side))
     ranks = truncation_ranks(eigenvalues.clamp(min=0), blocks.squared_norm(), eps)
-    # Only as many vectors as the largest rank asks for take part in the product.
-    Q = Q[:, :, Q.shape[2] - int(ranks.max()) :].flip(2)
-    if side == "rows":
-        return LowRank.from_padded(Q, blocks.left_product(Q), ranks)
-    return LowRank.from_padded(blocks.right_product(Q.mT), Q.mT, ranks)
+
+    def project(index: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        basis = Q[index, :, Q.shape[2] - r :].flip(2)
+        some = blocks.select(index)
+        if side == "rows":
+            return basis, some.left_product(basis)
+        return some.right_product(basis.mT), basis.mT
+
+    return LowRank.by_rank(ranks, project)
 
 
 def truncation_ranks(energies: Tensor, total: Tensor, eps: float, missing: Tensor | None = None) -> Tensor:

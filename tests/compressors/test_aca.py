@@ -1,0 +1,190 @@
+"""Both variants of ACA take the pivots of the textbook's algorithm; they differ in when they stop."""
+
+import numpy as np
+import pytest
+import torch
+from adversarial import FAMILIES, family, low_rank_plus_noise, photo_crops
+from contract import SLACK, TOLERANCES, assert_same_factors, decaying_blocks
+from numpy.typing import NDArray
+from oracles import Matrix, cross_approximation, factor_pair, relative_errors, unit_scaled
+from torch import Tensor
+
+import lrbench
+from lrbench import Factors, Origin
+from lrbench.compressors import crosses
+
+EXACT = (
+    "zero",
+    "rank_one",
+    "noisy_low_rank",
+    "zero_first_row",
+    "single_spike",
+    "constant",
+    "orthogonal",
+    "kahan_matrix",
+    "wide",
+    "tall",
+    "photographs",
+    "random_matrix",
+    "non_contiguous",
+    "mixed_scales",
+    "tiny",
+    "huge",
+)
+"""Families on which no pivot hangs on the last digit."""
+
+
+@pytest.fixture(params=["block by block", "in step"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both implementations: the CPU's, and the other devices', which runs on a CPU as well."""
+    if request.param == "in step":
+        monkeypatch.setattr(crosses, "_block_by_block", crosses._in_step)
+    return request.param
+
+
+both_ways = pytest.mark.usefixtures("way")
+
+
+def textbook(D: Matrix, eps: float, stop: str) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
+    """Textbook factors of a block, brought near one as compressors see it, and which crosses are more than rounding."""
+    scaled, exponent = unit_scaled(D)
+    U, V, _ = cross_approximation(scaled, eps, stop)
+    real = np.linalg.norm(U, axis=0) * np.linalg.norm(V, axis=1) > 1e-12 * np.linalg.norm(scaled)
+    return np.ldexp(U, exponent // 2), np.ldexp(V, exponent - exponent // 2), real
+
+
+def assert_factors_are_the_textbooks(factors: Factors, blocks: Tensor, eps: float, stop: str) -> None:
+    m, n = blocks.shape[1:]
+    for i, D in enumerate(blocks.numpy()):
+        U, V, real = textbook(D, eps, stop)
+        rank = len(V)
+        if stop == "residual" and rank * (m + n) > m * n:
+            assert factors.origin[i] == Origin.STORED, (eps, i, rank)
+            continue
+        assert factors.origin[i] == Origin.OWN, (eps, i, rank)
+        assert int(factors.ranks[i]) == rank, (eps, i)
+        # A last cross may be made of nothing but rounding: it is counted, but not compared.
+        ours = factor_pair(factors, i)
+        for mine, theirs in ((ours[0][:, real], U[:, real]), (ours[1][real], V[real])):
+            largest = np.abs(theirs).max(initial=0)
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-7 * largest, err_msg=f"block {i} at {eps}")
+
+
+@both_ways
+@pytest.mark.parametrize("name", EXACT)
+def test_the_papers_variant_is_the_textbooks(name: str) -> None:
+    for eps in TOLERANCES:
+        blocks = family(name, torch.float64, eps)
+        factors = lrbench.get_compressor("aca-estimate", eps=eps).compress(blocks)
+        assert_factors_are_the_textbooks(factors, blocks, eps, "estimate")
+
+
+@both_ways
+@pytest.mark.parametrize("name", EXACT)
+def test_the_certified_variant_takes_the_same_pivots_until_the_residual_is_small(name: str) -> None:
+    for eps in TOLERANCES:
+        blocks = family(name, torch.float64, eps)
+        factors = lrbench.get_compressor("aca", eps=eps).compress(blocks)
+        assert_factors_are_the_textbooks(factors, blocks, eps, "residual")
+
+
+@both_ways
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_of_a_batch_do_as_each_alone(seed: int) -> None:
+    """A batch whose blocks stop at different crosses, in both variants."""
+    g = np.random.default_rng(seed)
+    blocks = torch.cat(
+        [
+            low_rank_plus_noise(1, 16, 22, rank, noise=10.0**-power, seed=seed + rank)
+            for rank, power in zip(g.integers(1, 8, 9).tolist(), g.integers(1, 6, 9).tolist(), strict=True)
+        ]
+    )
+    for eps in (0.3, 0.05, 1e-3):
+        for name, stop in (("aca", "residual"), ("aca-estimate", "estimate")):
+            factors = lrbench.get_compressor(name, eps=eps).compress(blocks)
+            assert_factors_are_the_textbooks(factors, blocks, eps, stop)
+
+
+def test_the_estimate_does_not_keep_the_tolerance_and_the_residual_does() -> None:
+    """What goes wrong in the paper, on natural images of its own first layer's kind."""
+    blocks = lrbench.Im2col(photo_crops(24, 32), 3, padding=1)
+    errors = {}
+    for name in ("aca", "aca-estimate"):
+        factors = lrbench.get_compressor(name, eps=0.1).compress(blocks)
+        errors[name] = relative_errors(blocks.dense(), factors)
+    assert errors["aca"].max() <= 0.1 * (1 + SLACK)
+    assert np.median(errors["aca-estimate"]) > 0.1
+
+
+@both_ways
+def test_no_cross_is_spent_after_the_residual_is_small() -> None:
+    """One cross fewer would break the tolerance."""
+    D = decaying_blocks()
+    for eps in (0.3, 0.1):
+        factors = lrbench.get_compressor("aca", eps=eps).compress(D)
+        for i in (factors.origin == Origin.OWN).nonzero()[:, 0].tolist():
+            U, V = factor_pair(factors, i)
+            if U.shape[1]:
+                residual = D[i].numpy() - U[:, :-1] @ V[:-1]
+                assert np.linalg.norm(residual) > eps * (1 - 1e-3) * np.linalg.norm(D[i].numpy())
+
+
+@both_ways
+def test_a_zero_first_row_is_passed_over() -> None:
+    D = family("zero_first_row", torch.float64, 0)
+    for name in ("aca", "aca-estimate"):
+        factors = lrbench.get_compressor(name, eps=1e-6).compress(D)
+        assert relative_errors(D, factors).max() < 1e-6
+    assert lrbench.get_compressor("aca", eps=1e-6).compress(D).ranks.tolist() == [5, 3]
+
+
+@both_ways
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_is_a_pivot_once(seed: int) -> None:
+    """When the rows that are not zero are used up, what is left in them is rounding."""
+    D = torch.zeros(1, 12, 20, dtype=torch.float64)
+    D[0, :3] = torch.randn(3, 20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert lrbench.get_compressor("aca-estimate", eps=1e-3).compress(D).ranks.tolist() == [3]
+
+
+@both_ways
+def test_whole_numbers_let_the_pivots_reach_the_second_diagonal_block() -> None:
+    """The first block is represented without rounding: its rows run dry."""
+    D = torch.zeros(1, 16, 24, dtype=torch.float64)
+    D[:, :8, :12] = torch.arange(1, 9)[:, None] * torch.ones(12)
+    D[:, 8:, 12:] = torch.ones(8)[:, None] * torch.arange(1, 13)
+    factors = lrbench.get_compressor("aca", eps=1e-6).compress(D)
+    assert factors.ranks.tolist() == [2]
+    assert factors.origin.tolist() == [Origin.OWN]
+
+
+@both_ways
+def test_no_crosses_are_spent_on_rounding() -> None:
+    """Where the first diagonal block is represented up to rounding, the pivots go on to the second."""
+    D = family("disjoint_diagonal_blocks", torch.float64, 0)
+    factors = lrbench.get_compressor("aca", eps=1e-3).compress(D)
+    assert (factors.origin == Origin.OWN).all()
+    assert factors.ranks.tolist() == [4, 4]
+
+
+def test_the_estimates_factors_are_returned_whatever_their_size() -> None:
+    for name in FAMILIES:
+        blocks = family(name, torch.float32, 0.1)
+        factors = lrbench.get_compressor("aca-estimate", eps=1e-6).compress(blocks)
+        assert factors.kept is None
+        assert (factors.ranks <= min(blocks.shape[1:])).all()
+    incompressible = family("orthogonal", torch.float64, 0)
+    assert lrbench.get_compressor("aca-estimate", eps=1e-6).compress(incompressible).ranks.tolist() == [12, 12]
+
+
+@pytest.mark.parametrize("threads", [2, 4, 9])
+def test_the_number_of_threads_does_not_show(threads: int) -> None:
+    blocks = decaying_blocks()
+    before = torch.get_num_threads()
+    expected = lrbench.get_compressor("aca", eps=0.01).compress(blocks)
+    try:
+        torch.set_num_threads(threads)
+        factors = lrbench.get_compressor("aca", eps=0.01).compress(blocks)
+    finally:
+        torch.set_num_threads(before)
+    assert_same_factors(factors, expected)

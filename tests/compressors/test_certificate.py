@@ -1,0 +1,201 @@
+"""What a compressor proposes is checked, block by block, as it will be stored."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from adversarial import family, low_rank_plus_noise, with_singular_values
+from contract import SLACK, TOLERANCES, decaying_blocks, each_dtype
+from oracles import Allocations, eckart_young_rank, relative_errors, unit_scaled
+from torch import Tensor
+
+import lrbench
+import lrbench.blocks
+import lrbench.compressors
+import lrbench.compressors.base
+from lrbench import LowRank, Origin
+from lrbench.blocks import Blocks
+from lrbench.compressors.certificate import residual_norms, unscaled
+from lrbench.compressors.spectral import truncated_svd
+
+
+class Proposal(lrbench.Compressor):
+    """Spoils the truncated SVD in one way or another."""
+
+    spoil: Callable[[LowRank], LowRank]
+
+    def factorize(self, blocks: Blocks) -> LowRank:
+        return type(self).spoil(truncated_svd(blocks, self.eps))
+
+
+SPOILS: dict[str, Callable[[LowRank], LowRank]] = {
+    "zero": lambda f: LowRank(f.U * 0, f.V, f.ranks),
+    "nothing": lambda f: LowRank(f.U[:0], f.V[:0], f.ranks * 0),
+    "noise": lambda f: LowRank(f.U, torch.ones_like(f.V), f.ranks),
+    "nan": lambda f: LowRank(f.U * float("nan"), f.V, f.ranks),
+    "infinite": lambda f: LowRank(f.U, f.V / 0.0, f.ranks),
+    "overflow": lambda f: LowRank(f.U * 1e200, f.V * 1e-200, f.ranks),
+    "sign": lambda f: LowRank(f.U, -f.V, f.ranks),
+    "little": lambda f: LowRank(f.U * 1.3, f.V, f.ranks),
+}
+
+
+def spoilt(name: str, promise: str | None) -> type[lrbench.Compressor]:
+    return type("Spoilt", (Proposal,), {"spoil": staticmethod(SPOILS[name]), "guarantee": promise})
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the registry, thrown away after the test."""
+    lrbench.list_compressors()
+    monkeypatch.setattr(lrbench.compressors, "_classes", dict(lrbench.compressors._classes))
+
+
+@pytest.mark.usefixtures("registry")
+@each_dtype
+@pytest.mark.parametrize("name", SPOILS)
+def test_a_broken_promise_is_escalated_to_the_svd(name: str, dtype: torch.dtype) -> None:
+    lrbench.register("spoilt")(spoilt(name, "block"))
+    blocks = family("photographs", dtype, 0)
+    factors = lrbench.get_compressor("spoilt", eps=0.1).compress(blocks)
+    svd = lrbench.get_compressor("svd", eps=0.1).compress(blocks)
+    assert factors.origin.tolist() == [Origin.ESCALATED] * 3 or (name, dtype) == ("overflow", torch.float64)
+    assert factors.ranks.tolist() == svd.ranks.tolist()
+    assert (relative_errors(blocks, factors) <= 0.1 * (1 + SLACK)).all()
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("name", SPOILS)
+def test_what_promises_nothing_is_left_as_proposed(name: str) -> None:
+    lrbench.register("spoilt")(spoilt(name, None))
+    blocks = family("photographs", torch.float64, 0)
+    factors = lrbench.get_compressor("spoilt", eps=0.1).compress(blocks)
+    assert factors.origin.tolist() == [Origin.OWN] * 3
+    assert factors.kept is None
+    errors = relative_errors(blocks, factors)
+    assert not (errors <= 0.1).any() or name == "overflow"
+
+
+def test_only_the_blocks_that_fail_are_escalated() -> None:
+    class Second(Proposal):
+        guarantee = "block"
+
+        @staticmethod
+        def spoil(f: LowRank) -> LowRank:
+            U = f.U.clone()
+            U[f.offsets[1] : f.offsets[2]] *= 2
+            return LowRank(U, f.V, f.ranks)
+
+    blocks = decaying_blocks()
+    factors = Second(eps=0.1).compress(blocks)
+    assert factors.origin.tolist() == [0, int(Origin.ESCALATED), 0, 0, 0, 0]
+    good = lrbench.get_compressor("svd", eps=0.1).compress(blocks)
+    torch.testing.assert_close(factors.dense(), good.dense())
+
+
+def test_a_proposal_larger_than_the_block_is_stored_without_ado() -> None:
+    class Whole(lrbench.Compressor):
+        guarantee = "block"
+
+        def factorize(self, blocks: Blocks) -> LowRank:
+            return truncated_svd(blocks, 1e-12)
+
+    D = torch.cat([family("random_matrix", torch.float64, 0), torch.zeros(1, 15, 22, dtype=torch.float64)])
+    factors = Whole(eps=0.9).compress(D)
+    assert factors.origin.tolist() == [Origin.STORED, Origin.STORED, Origin.OWN]
+    assert torch.equal(factors.dense(), D)
+
+
+@pytest.mark.parametrize("overshoot", [1e-6, 1e-4, 1e-2])
+def test_the_least_overshoot_is_seen(overshoot: float) -> None:
+    """A block with one value at exactly the tolerance, left out by a proposal that is that much too bold."""
+    for eps in (0.5, 0.1, 1e-3, 1e-6):
+        tail = eps * (1 + overshoot)
+        D = with_singular_values([float(np.sqrt(1 - tail**2)), tail], 24, 32)
+
+        class Bold(lrbench.Compressor):
+            guarantee = "block"
+
+            def factorize(self, blocks: Blocks) -> LowRank:
+                U, S, V = torch.linalg.svd(blocks.dense(), full_matrices=False)
+                return LowRank.from_padded(U[:, :, :1] * S[:, None, :1], V[:, :1], torch.tensor([1]))
+
+        assert Bold(eps=eps).compress(D).ranks.tolist() == [2]
+        assert Bold(eps=eps * (1 + 2 * overshoot)).compress(D).ranks.tolist() == [1]
+
+
+@each_dtype
+def test_residuals_are_those_of_the_stored_factors(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to 1e-12 of the block, whatever the scale, and wherever the strips are cut."""
+    blocks = decaying_blocks(dtype)
+    low_rank = truncated_svd(lrbench.DenseBlocks(blocks), 0.2)
+    low_rank = LowRank(low_rank.U.to(dtype), low_rank.V.to(dtype), low_rank.ranks)
+    exponent = torch.tensor([0, 40, -40, 101, 3, -80])
+    stored = unscaled(low_rank, exponent)
+    scales = torch.ldexp(torch.ones(6, dtype=torch.float64), exponent).numpy()
+    for limit in (1, 4000, 1 << 20):
+        monkeypatch.setattr(lrbench.blocks, "STRIP_BYTES", {"cpu": limit})
+        norms = residual_norms(lrbench.DenseBlocks(blocks), stored, exponent).numpy()
+        for i, D in enumerate(blocks.double().numpy()):
+            rows = slice(int(stored.offsets[i]), int(stored.offsets[i + 1]))
+            approximation = stored.U[rows].T.double().numpy() @ stored.V[rows].double().numpy() / scales[i]
+            expected = np.linalg.norm(D - approximation)
+            assert norms[i] == pytest.approx(expected, rel=1e-9, abs=1e-12 * np.linalg.norm(D))
+
+
+@each_dtype
+def test_a_block_is_stored_only_when_no_smaller_factors_keep_the_tolerance(dtype: torch.dtype) -> None:
+    """Rounding alone decides only where the tolerance is near the dtype's own."""
+    rounding = torch.finfo(dtype).eps
+    D = with_singular_values([1.0, 0.5, 0.25, 0.1], 24, 32).to(dtype)
+    for eps in (0.1, 1e-2, 1e-4, 3e-6, 1e-6, 1e-7, 3e-8, 1e-9):
+        factors = lrbench.get_compressor("svd", eps=eps).compress(D)
+        assert (relative_errors(D, factors) <= eps * (1 + SLACK)).all()
+        if eps > 3 * rounding:
+            assert factors.origin[0] != Origin.STORED, eps
+    assert lrbench.get_compressor("svd", eps=rounding / 100).compress(D).origin.tolist() == [Origin.STORED]
+
+
+def test_compressing_images_never_forms_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method but none, whose result it is."""
+    monkeypatch.setattr(lrbench.compressors.base, "WORKSPACE_BYTES", {"cpu": 1 << 17})
+    monkeypatch.setattr(lrbench.blocks, "STRIP_BYTES", {"cpu": 1 << 15})
+    ramp = torch.linspace(0, 1, 16)
+    x = (ramp[:, None] * ramp + torch.linspace(0, 1, 32)[:, None, None]).unsqueeze(1).expand(32, 3, 16, 16)
+    blocks = lrbench.Im2col(x.contiguous(), 3)
+    for name in set(lrbench.list_compressors()) - {"none"}:
+        compressor = lrbench.get_compressor(name, eps=0.1)
+        with Allocations() as seen:
+            compressor.compress(blocks)
+        assert seen.largest < 32 * 27 * 196 * 4 / 2, name
+
+
+@each_dtype
+def test_mixed_scales_do_not_see_each_other(dtype: torch.dtype) -> None:
+    """Huge and tiny blocks have, as neighbours, the ranks that they have at an ordinary scale."""
+    power = 30 if dtype == torch.float32 else 200
+    D = low_rank_plus_noise(3, seed=4)
+    for eps in TOLERANCES[:5]:
+        ordinary: Tensor = D.to(dtype)
+        scales = 10.0 ** torch.tensor([power, -power, 0], dtype=torch.float64)
+        mixed = (D * scales[:, None, None]).to(dtype)
+        for name in lrbench.list_compressors():
+            compressor = lrbench.get_compressor(name, eps=eps)
+            factors = compressor.compress(mixed)
+            assert factors.dense().isfinite().all()
+            assert torch.equal(factors.ranks, compressor.compress(ordinary).ranks), (name, eps)
+
+
+def test_the_oracle_itself() -> None:
+    """Least ranks and errors that are known in closed form."""
+    D = with_singular_values([4.0, 2.0, 1.0], 6, 8)[0].numpy()
+    norm = np.sqrt(21)
+    assert eckart_young_rank(D, 0.999 / norm) == 3
+    assert eckart_young_rank(D, 1.001 / norm) == 2
+    assert eckart_young_rank(D, 0.999 * np.sqrt(5) / norm) == 2
+    assert eckart_young_rank(D, 1.001 * np.sqrt(5) / norm) == 1
+    assert eckart_young_rank(D, 1.0) == eckart_young_rank(np.zeros((3, 4)), 0.1) == 0
+    scaled, exponent = unit_scaled(D * 1e200)
+    assert np.array_equal(np.ldexp(scaled, exponent), D * 1e200)
+    assert 0.5 <= np.abs(scaled).max() < 1
