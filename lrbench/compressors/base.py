@@ -20,7 +20,7 @@ __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError"]
 
 Guarantee = Literal["block", "batch"] | None
 
-WORKSPACE_BYTES = {"cpu": 32 << 20}
+WORKSPACE_BYTES = {"cpu": 16 << 20}
 """Blocks are compressed in slices whose dense form and Gram matrix, in float64, take this much (elsewhere 1 GiB)."""
 
 

@@ -179,7 +179,7 @@ def test_the_estimates_factors_are_returned_whatever_their_size() -> None:
 
 @pytest.mark.parametrize("threads", [2, 4, 9])
 def test_the_number_of_threads_does_not_show(threads: int) -> None:
-    blocks = decaying_blocks()
+    blocks = low_rank_plus_noise(7, 16, 22)
     before = torch.get_num_threads()
     expected = lrbench.get_compressor("aca", eps=0.01).compress(blocks)
     try:
@@ -187,4 +187,5 @@ def test_the_number_of_threads_does_not_show(threads: int) -> None:
         factors = lrbench.get_compressor("aca", eps=0.01).compress(blocks)
     finally:
         torch.set_num_threads(before)
+    assert factors.origin.tolist() == [Origin.OWN] * 7
     assert_same_factors(factors, expected)
