@@ -38,8 +38,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eps": [0.1],
         "path": ["both"],
         "seeds": [0],
-        "epochs": 4,
-        "widths": [8, 16, 32],
+        "epochs": 6,
+        "batch_size": 20,
+        "widths": [16, 16, 16],
         "train_size": 1000,
         "test_size": 500,
         "timed_steps": 8,
@@ -53,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "path": ["both"],
         "seeds": [0],
         "epochs": 20,
+        "batch_size": 100,
         "widths": [32, 64, 128],
         "train_size": None,
         "test_size": None,
@@ -206,7 +208,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--model", choices=list_models(), default="paper")
     add("--widths", type=int, nargs="+", metavar="W")
     add("--epochs", type=int)
-    add("--batch-size", type=int, default=100)
+    add("--batch-size", type=int)
     add("--learning-rate", type=float, default=1e-3)
     add("--compressors", nargs="+", metavar="NAME")
     add("--masks", nargs="+", metavar="MASK", help="bits such as 101010, or layer names or patterns joined by commas")

@@ -1,0 +1,84 @@
+"""From a batch of 100 images to packed factors: time, peak memory, rank, error and cut, for every compressor."""
+
+import numpy as np
+
+import lrbench
+
+from .inputs import LAYERS, layer_inputs, rotate
+
+
+class _Compression:
+    params = (lrbench.list_compressors(), list(LAYERS), [0.1, 0.3])
+    param_names = ("compressor", "block", "eps")
+
+    def setup_cache(self) -> dict[str, np.ndarray]:
+        return layer_inputs()
+
+    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
+        self.compressor = lrbench.get_compressor(name, eps=eps)
+        if not self.compressor.uses_eps and eps != self.params[2][0]:
+            raise NotImplementedError(f"{name} has no tolerance: it is measured once")
+        self.batches = rotate(inputs[block])
+
+    def run(self) -> tuple[lrbench.Im2col, lrbench.Factors]:
+        blocks = lrbench.Im2col(next(self.batches), 3, padding=1)
+        return blocks, self.compressor.compress(blocks)
+
+
+class Time(_Compression):
+    """Seconds for a batch."""
+
+    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
+        super().setup(inputs, name, block, eps)
+        self.run()
+
+    def time_compress(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
+        self.run()
+
+
+class Memory(_Compression):
+    """Peak memory of the process; what the process takes without compressing is ``peakmem_baseline``."""
+
+    def peakmem_compress(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
+        self.run()
+
+
+class Baseline:
+    """The interpreter, torch, lrbench and the images: nothing is compressed."""
+
+    params = (list(LAYERS),)
+    param_names = ("block",)
+
+    def setup_cache(self) -> dict[str, np.ndarray]:
+        return layer_inputs()
+
+    def setup(self, inputs: dict[str, np.ndarray], block: str) -> None:
+        self.batches = rotate(inputs[block])
+
+    def peakmem_baseline(self, inputs: dict[str, np.ndarray], block: str) -> None:
+        next(self.batches)
+
+
+class Quality(_Compression):
+    """What compression gave."""
+
+    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
+        super().setup(inputs, name, block, eps)
+        self.blocks, self.factors = self.run()
+
+    def track_rank(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+        return self.factors.ranks.double().mean().item()
+
+    def track_error(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+        return lrbench.relative_error(self.blocks, self.factors).max().item()
+
+    def track_cut_im2col(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+        return 1 - self.factors.nbytes / (self.blocks.shape.numel() * self.blocks.dtype.itemsize)
+
+    def track_cut_input(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+        return 1 - self.factors.nbytes / self.blocks.tensor.nbytes
+
+    track_rank.unit = "mean rank"
+    track_error.unit = "largest relative error"
+    track_cut_im2col.unit = "1 - factors / im2col"
+    track_cut_input.unit = "1 - factors / input"

@@ -1,0 +1,47 @@
+"""What the benchmarks work on: the embedded photographs, and what the paper's network makes of them.
+
+Batches are rotated, because a result that is remembered is no result: no two calls in a row see the same images.
+"""
+
+from itertools import cycle
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrbench.datasets import load_dataset, to_float
+from lrbench.models import paper_cnn
+
+__all__ = ["BATCH", "LAYERS", "batches", "layer_inputs", "rotate"]
+
+BATCH = 100
+BATCHES = 4
+LAYERS = {"27x1024": "conv1", "288x256": "conv3", "576x64": "conv5"}
+"""The paper's shapes, m x n, at widths 32, 64, 128, and the layer that each belongs to."""
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Give batches of images, (100, 3, 32, 32) float32, with their labels."""
+    data = load_dataset("photos")
+    images, labels = to_float(data.train_images[: BATCH * BATCHES]), data.train_labels[: BATCH * BATCHES]
+    return list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+
+
+def layer_inputs() -> dict[str, np.ndarray]:
+    """Give the inputs of layers 1, 3 and 5 in training mode, (batches, 100, C, H, W), at the initial weights."""
+    torch.manual_seed(0)
+    model = paper_cnn().train()
+    seen: dict[str, list[np.ndarray]] = {shape: [] for shape in LAYERS}
+    for shape, layer in LAYERS.items():
+        model.get_submodule(layer).register_forward_pre_hook(
+            lambda module, inputs, shape=shape: seen[shape].append(inputs[0].numpy().copy())
+        )
+    with torch.no_grad():
+        for images, _ in batches():
+            model(images)
+    return {shape: np.stack(arrays) for shape, arrays in seen.items()}
+
+
+def rotate(arrays: np.ndarray) -> "cycle[Tensor]":
+    """Give the batches one after the other, for ever."""
+    return cycle([torch.from_numpy(array) for array in arrays])

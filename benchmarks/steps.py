@@ -1,0 +1,58 @@
+"""A training step of the paper's network, plain and compressed, and the accuracy of the runs in results/."""
+
+from itertools import cycle
+from pathlib import Path
+
+import torch
+
+import lrbench
+from lrbench.models import paper_cnn
+from lrbench.store import is_finished, read_runs
+from lrbench.training import training_step
+
+from .inputs import batches
+
+PLAIN = "plain"
+
+
+class TrainingStep:
+    """Seconds for a step on a batch of 100 images at widths 32, 64, 128."""
+
+    params = ([PLAIN, *lrbench.list_compressors()], ["100000", "101010"])
+    param_names = ("compressor", "mask")
+
+    def setup(self, name: str, mask: str) -> None:
+        if name == PLAIN and mask != self.params[1][0]:
+            raise NotImplementedError("the plain model has no mask: it is measured once")
+        torch.manual_seed(0)
+        self.model = paper_cnn().train()
+        if name != PLAIN:
+            lrbench.wrap(self.model, mask, name, path="both")
+        self.optimizer = torch.optim.Adam(self.model.parameters())
+        self.batches = cycle(batches())
+        self.run()
+
+    def run(self) -> None:
+        training_step(self.model, self.optimizer, *next(self.batches))
+
+    def time_step(self, name: str, mask: str) -> None:
+        self.run()
+
+
+class Accuracy:
+    """Last-epoch test accuracy, as trained, of the runs that the repository holds: read, not trained again."""
+
+    folder = Path(__file__).resolve().parent.parent / "results" / "first-look"
+    params = ([PLAIN, *lrbench.list_compressors()], ["000000", "100000", "101010"])
+    param_names = ("compressor", "mask")
+
+    def track_accuracy(self, name: str, mask: str) -> float:
+        wanted = (mask, None if name == PLAIN else name)
+        finals = [
+            run["final"]["as_trained"]["accuracy"]
+            for run in read_runs(self.folder)
+            if is_finished(run) and run["final"] and (run["config"]["mask"], run["config"]["compressor"]) == wanted
+        ]
+        return sum(finals) / len(finals) if finals else float("nan")
+
+    track_accuracy.unit = "mean accuracy over seeds"
