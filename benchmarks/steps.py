@@ -7,7 +7,7 @@ import torch
 
 import lrbench
 from lrbench.models import paper_cnn
-from lrbench.store import is_finished, read_runs
+from lrbench.store import Record, is_finished, read_runs
 from lrbench.training import training_step
 
 from .inputs import batches
@@ -39,6 +39,13 @@ class TrainingStep:
         self.run()
 
 
+def cell(run: Record) -> tuple[str, str | None]:
+    """Name the cell of a run: at eps 0.1 and on path ``both``, or without either."""
+    config = run["config"]
+    other = config["eps"] not in (None, 0.1) or config["path"] not in (None, "both")
+    return config["mask"], "another" if other else config["compressor"]
+
+
 class Accuracy:
     """Last-epoch test accuracy, as trained, of the runs that the repository holds: read, not trained again."""
 
@@ -46,13 +53,14 @@ class Accuracy:
     params = ([PLAIN, *lrbench.list_compressors()], ["000000", "100000", "101010"])
     param_names = ("compressor", "mask")
 
+    def setup(self, name: str, mask: str) -> None:
+        if not (self.folder / "runs").is_dir():
+            raise NotImplementedError(f"{self.folder} holds no runs")
+
     def track_accuracy(self, name: str, mask: str) -> float:
         wanted = (mask, None if name == PLAIN else name)
-        finals = [
-            run["final"]["as_trained"]["accuracy"]
-            for run in read_runs(self.folder)
-            if is_finished(run) and run["final"] and (run["config"]["mask"], run["config"]["compressor"]) == wanted
-        ]
+        found = [run for run in read_runs(self.folder) if is_finished(run) and run["final"] and cell(run) == wanted]
+        finals = [run["final"]["as_trained"]["accuracy"] for run in found]
         return sum(finals) / len(finals) if finals else float("nan")
 
     track_accuracy.unit = "mean accuracy over seeds"

@@ -8,6 +8,7 @@ The same command, given again, does only what is missing.
 """
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -22,7 +23,7 @@ from lrbench.datasets import Dataset, list_datasets, load_dataset
 from lrbench.experiment import Experiment
 from lrbench.grid import Grid, expand
 from lrbench.models import list_models
-from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, write_run
+from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, run_path, write_run
 from lrbench.training import Config
 
 __all__ = ["main"]
@@ -65,52 +66,84 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; give its exit status: 0, 1 if a run failed, 2 for a bad request, 130 if interrupted."""
+    """Run the command.
+
+    Returns
+    -------
+    int
+        Exit status: 0; 1 if a run failed or something could not be written; 2 for a bad request; 130 if interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _options(arguments)
     try:
+        return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
+    except _BadRequestError as error:
+        print(f"lrbench.ablate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = "the same command without --force" if options.force else "the same command"
+        print(f"\ninterrupted: what is finished is in {options.out}; {again} goes on from there", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"lrbench.ablate: {error}; what is finished is in {options.out}", file=sys.stderr)
+        return 1
+
+
+class _BadRequestError(Exception):
+    """What was asked for cannot be done; the message says why."""
+
+
+def _ablate(options: argparse.Namespace, command: str) -> int:
+    try:
         data = load_dataset(options.dataset, options.data_dir)
         configs, reasons = expand(_grid(options), _base(options, data), len(data.classes))
-        if options.dry_run:
-            _list_runs(configs, reasons, options.out)
-            return 0
-        prepare_folder(options.out)
+        if not options.dry_run:
+            prepare_folder(options.out)
     except (ValueError, LookupError, TypeError, ResultsFolderError) as error:
-        print(f"lrbench.ablate: {error.args[0] if error.args else error}", file=sys.stderr)
-        return 2
+        raise _BadRequestError(error.args[0] if error.args else error) from error
+    if options.dry_run:
+        _list_runs(configs, reasons, options.out)
+        return 0
     for reason in reasons:
         print(reason)
-    command = shlex.join(["python", "-m", "lrbench.ablate", *arguments])
     experiment = Experiment(data, options.out / "checkpoints", options.timed_steps, options.peak_processes, command)
-    try:
-        failed = _run_all(configs, experiment, options.out, options.force)
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted: what is finished is in {options.out}; the same command goes on from there", file=sys.stderr
-        )
-        return 130
+    if options.force:
+        _forget(configs, experiment, options.out)
+    failed = _run_all(configs, experiment, options.out)
+    for reason in failed:
+        print(f"failed: {reason}", file=sys.stderr)
     # Drawing is imported when there is something to draw: the command line answers sooner.
     from lrbench.report import write_report
 
     print(f"report: {write_report(options.out)}")
-    for reason in failed:
-        print(f"failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _run_all(configs: list[Config], experiment: Experiment, folder: Path, force: bool) -> list[str]:
+def _forget(configs: list[Config], experiment: Experiment, folder: Path) -> None:
+    """Remove what is there of some runs, so that they are done again, however often that is interrupted."""
+    for config in configs:
+        name = run_id(config.to_json())
+        run_path(folder, name).unlink(missing_ok=True)
+        experiment.checkpoint(name).unlink(missing_ok=True)
+
+
+def _run_all(configs: list[Config], experiment: Experiment, folder: Path) -> list[str]:
     """Do the runs that are missing, one after the other; give the reasons of those that failed."""
-    finished = {record["id"] for record in read_runs(folder) if is_finished(record)}
-    missing = [c for c in configs if force or run_id(c.to_json()) not in finished]
-    if len(missing) < len(configs):
-        print(f"{len(configs) - len(missing)} of {len(configs)} runs are done already")
+    finished = {record["id"]: record for record in read_runs(folder) if is_finished(record)}
+    for name in finished:
+        experiment.checkpoint(name).unlink(missing_ok=True)  # left by a command that was killed at its last step
+    done = [finished[name] for c in configs if (name := run_id(c.to_json())) in finished]
+    missing = [c for c in configs if run_id(c.to_json()) not in finished]
+    if done:
+        print(f"{len(done)} of {len(configs)} runs are done already")
+    for what, asked in (("step", experiment.rounds), ("peak", experiment.processes)):
+        without = sum(record[what] is None and record["outcome"] != "diverged" for record in done)
+        if asked and without:
+            print(f"{without} of them hold no {what} measurement: --force does them again")
     failed = []
     started = time.perf_counter()
     with tqdm(total=sum(c.epochs for c in missing), unit="epoch", disable=not missing, dynamic_ncols=True) as bar:
         for number, config in enumerate(missing, start=1):
-            checkpoint = experiment.checkpoint(run_id(config.to_json()))
-            if force:
-                checkpoint.unlink(missing_ok=True)
             bar.set_description(f"{number}/{len(missing)} {describe(config)}")
             target = int(bar.n) + config.epochs
 
@@ -118,14 +151,16 @@ def _run_all(configs: list[Config], experiment: Experiment, folder: Path, force:
                 bar.update(target - epochs + epoch - bar.n)
 
             record = experiment.run(config, on_epoch)
-            write_run(folder, record)
             bar.update(target - bar.n)
-            outcome = record["reason"] if not is_finished(record) else _headline(record)
+            outcome = _headline(record) if is_finished(record) else f"failed: {record['reason']}"
             bar.write(f"{describe(config)}: {outcome} ({record['seconds']:.0f} s)", file=sys.stdout)
             if is_finished(record):
-                checkpoint.unlink(missing_ok=True)
-            else:
-                failed.append(f"{describe(config)}: {record['reason']}")
+                write_run(folder, record)
+                experiment.checkpoint(record["id"]).unlink(missing_ok=True)
+                continue
+            failed.append(f"{describe(config)}: {record['reason']}")
+            if not run_path(folder, record["id"]).exists():  # another command may have finished it meanwhile
+                write_run(folder, record)
     if missing:
         print(f"{len(missing)} runs in {time.perf_counter() - started:.0f} s")
     return failed
@@ -171,8 +206,13 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
     for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("timed_steps", 0), ("peak_processes", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: use at least {least}")
-    if not options.learning_rate > 0:
+    if not 0 < options.learning_rate < math.inf:
         raise ValueError(f"--learning-rate is {options.learning_rate}: use a positive number")
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device is {options.device}: torch cannot use it here ({reason})") from error
     return Config(
         dataset=data.name,
         data_sha256=data.sha256,

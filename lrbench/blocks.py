@@ -7,7 +7,18 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "DenseBlocks", "as_blocks", "block_norms", "scale_by_power_of_two"]
+__all__ = [
+    "Blocks",
+    "DenseBlocks",
+    "aligned",
+    "aligned_copy",
+    "aligned_product",
+    "as_blocks",
+    "block_norms",
+    "each_block",
+    "index_per_block",
+    "scale_by_power_of_two",
+]
 
 STRIP_BYTES = {"cpu": 4 << 20}
 """Scratch for one strip: it stays in a CPU's cache; elsewhere (256 MiB) it fills the device."""
@@ -93,7 +104,7 @@ class Blocks(ABC):
 
     @abstractmethod
     def _strip(self, blocks: slice, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-        """Lower a part of some blocks into new memory, contiguous, in ``dtype``; aligned to the granularity."""
+        """Lower a part of some blocks into new, aligned memory; the part is cut along the granularity."""
 
     _row_granularity: int = 1
     _column_granularity: int = 1
@@ -135,27 +146,28 @@ class Blocks(ABC):
         """Gram matrices in float64: D Dᵀ, (N, m, m), for ``rows``; Dᵀ D, (N, n, n), for ``columns``."""
         N, m, n = self.shape
         if side == "rows":
-            out = torch.zeros(N, m, m, dtype=torch.float64, device=self.device)
+            out = aligned(N, m, m, torch.float64, self.device).zero_()
             for blocks, _, D in self.strips("columns"):
                 out[blocks].baddbmm_(D, D.mT)
         else:
-            out = torch.zeros(N, n, n, dtype=torch.float64, device=self.device)
+            out = aligned(N, n, n, torch.float64, self.device).zero_()
             for blocks, _, D in self.strips("rows"):
                 out[blocks].baddbmm_(D.mT, D)
         return out
 
     def left_product(self, basis: Tensor) -> Tensor:
         """Bᵀ D in float64: (N, m, r) -> (N, r, n)."""
-        out = torch.empty(len(self), basis.shape[2], self.shape[2], dtype=torch.float64, device=self.device)
+        out = aligned(len(self), basis.shape[2], self.shape[2], torch.float64, self.device)
+        basis = aligned_copy(basis, torch.float64)
         for blocks, columns, D in self.strips("columns"):
-            out[blocks, :, columns] = basis[blocks].mT.to(torch.float64) @ D
+            out[blocks, :, columns] = aligned_product(basis[blocks].mT, D)
         return out
 
     def right_product(self, basis: Tensor) -> Tensor:
         """D Bᵀ in float64: (N, r, n) -> (N, m, r)."""
-        out = torch.zeros(len(self), self.shape[1], basis.shape[1], dtype=torch.float64, device=self.device)
+        out = aligned(len(self), self.shape[1], basis.shape[1], torch.float64, self.device).zero_()
         for blocks, columns, D in self.strips("columns"):
-            out[blocks].baddbmm_(D, basis[blocks, :, columns].mT.to(torch.float64))
+            out[blocks].baddbmm_(D, aligned_copy(basis[blocks, :, columns], torch.float64).mT)
         return out
 
 
@@ -188,11 +200,11 @@ class DenseBlocks(Blocks):
 
     def rows(self, i: Index) -> Tensor:
         """Row ``i`` of every block, (N, n)."""
-        return self._values[_each(self), _per_block(i, self.shape[1], "row", self)]
+        return self._values[each_block(self), index_per_block(i, self.shape[1], "row", self)]
 
     def columns(self, j: Index) -> Tensor:
         """Column ``j`` of every block, (N, m)."""
-        return self._values[_each(self), :, _per_block(j, self.shape[2], "column", self)]
+        return self._values[each_block(self), :, index_per_block(j, self.shape[2], "column", self)]
 
     def select(self, index: Tensor | slice) -> "DenseBlocks":
         """The blocks at ``index``."""
@@ -226,8 +238,7 @@ class DenseBlocks(Blocks):
         return torch.bmm(grad, self._values.mT).sum(0)
 
     def _strip(self, blocks: slice, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-        part = self._values[blocks, rows, columns]
-        return torch.empty(part.shape, dtype=dtype, device=self.device).copy_(part)
+        return aligned_copy(self._values[blocks, rows, columns], dtype)
 
 
 def as_blocks(blocks: Blocks | Tensor) -> Blocks:
@@ -251,6 +262,30 @@ def as_blocks(blocks: Blocks | Tensor) -> Blocks:
     if not blocks.dtype.is_floating_point:
         raise TypeError(f"blocks have dtype {blocks.dtype}: give a floating dtype, such as x.float()")
     return blocks
+
+
+def aligned(N: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make an uninitialised (N, rows, columns) tensor in which every matrix begins on a boundary of 64 bytes.
+
+    A product's last bits depend on how its matrices are aligned. With this, they do not depend on a block's place in
+    its batch.
+    """
+    grain = 64 // dtype.itemsize
+    stride = -(-rows * columns // grain) * grain
+    return torch.empty(N, stride, dtype=dtype, device=device)[:, : rows * columns].unflatten(1, (rows, columns))
+
+
+def aligned_copy(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy matrices (N, rows, columns), in another dtype if one is given, so that each is aligned."""
+    N, rows, columns = matrices.shape
+    return aligned(N, rows, columns, dtype or matrices.dtype, matrices.device).copy_(matrices)
+
+
+def aligned_product(A: Tensor, B: Tensor) -> Tensor:
+    """Multiply aligned matrices, (N, a, b) by (N, b, c), into aligned ones."""
+    out = aligned(len(A), A.shape[1], B.shape[2], A.dtype, A.device)
+    torch.bmm(A, B, out=out)
+    return out
 
 
 def block_norms(blocks: Blocks) -> Tensor:
@@ -281,11 +316,12 @@ def _power(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
 
 
-def _each(blocks: Blocks) -> Tensor:
+def each_block(blocks: Blocks) -> Tensor:
+    """Give the indices of all blocks, (N,) int64: beside another index they pick one item of each."""
     return torch.arange(len(blocks), device=blocks.device)
 
 
-def _per_block(index: Index, limit: int, what: str, blocks: Blocks) -> Tensor:
+def index_per_block(index: Index, limit: int, what: str, blocks: Blocks) -> Tensor:
     """Check an index and give it for each block, (N,) int64."""
     index = torch.as_tensor(index, device=blocks.device)
     if index.is_floating_point() or index.shape not in ((), (len(blocks),)):

@@ -355,6 +355,8 @@ def _download(url: str, md5: str, cache: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path, records: int) -> None:
     """Unpack the archive as `folder`, with the digest of its data beside it: completely or not at all."""
+    if not hasattr(tarfile, "data_filter"):
+        raise DatasetError(f"unpacking {archive} safely takes Python 3.11.4 or newer: {GIVE_A_FOLDER}")
     try:
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent) as staging:
             part = Path(staging, "part")

@@ -2,16 +2,13 @@
 
 import copy
 import math
-import platform
-import subprocess
+import statistics
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +16,32 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-import lrbench
-from lrbench.compressors import NonFiniteBlockError
 from lrbench.conv import compressed_layers, unwrap
 from lrbench.datasets import Dataset, to_float
+from lrbench.environment import device_name, environment
 from lrbench.measure.layers import measure_layers
-from lrbench.measure.memory import PeakUnavailableError, measure_peak
+from lrbench.measure.memory import measure_peak
 from lrbench.measure.time import quartiles, split_steps, time_steps
 from lrbench.store import SCHEMA, Record, run_id
-from lrbench.training import Config, Evaluation, evaluate, make_model, make_optimizer, train, training_step
+from lrbench.training import (
+    Config,
+    Evaluation,
+    evaluate,
+    make_model,
+    make_optimizer,
+    prepare_torch,
+    train,
+    training_step,
+)
 
 __all__ = ["Experiment"]
 
 LAYER_BATCHES = 10
 """Training batches that the layers' ranks and errors are measured on."""
+
+
+class NotMeasured(Exception):  # noqa: N818 (it is no error: it is the reason that is recorded)
+    """Something was not measured, for the reason that the message gives."""
 
 
 class Experiment:
@@ -64,13 +73,13 @@ class Experiment:
         record = self._frame(config)
         start = time.perf_counter()
         try:
-            record |= self._results(config, record["id"], on_epoch)
+            self._fill(record, config, on_epoch)
             record["status"] = "finished"
         except Exception as error:
             record["reason"] = f"{type(error).__name__}: {error}"
             record["traceback"] = traceback.format_exc()
         record["finished"] = _now()
-        record["seconds"] = time.perf_counter() - start
+        record["seconds"] += time.perf_counter() - start
         return record
 
     def checkpoint(self, name: str) -> Path:
@@ -94,81 +103,77 @@ class Experiment:
                 "test": config.test_size,
                 "classes": list(data.classes),
             },
-            "environment": {**environment(), "device": _device_name(config.device), "threads": config.threads,
+            "environment": {**environment(), "device": device_name(config.device), "threads": config.threads,
                             "command": self.command},
             "started": _now(),
+            "seconds": 0.0,
+            "outcome": None,
+            "outcome_detail": None,
+            "epochs": [],
+            **_missing("the run failed"),
         }  # fmt: skip
 
-    def _results(self, config: Config, name: str, on_epoch: Callable[[int], None]) -> dict[str, Any]:
-        torch.set_num_threads(config.threads)
-        trained = train(config, self.data, self.checkpoint(name), on_epoch)
+    def _fill(self, record: Record, config: Config, on_epoch: Callable[[int], None]) -> None:
+        prepare_torch(config)
+        trained = train(config, self.data, self.checkpoint(record["id"]), on_epoch)
         model = trained.model
-        out: dict[str, Any] = {"epochs": trained.history, "outcome": "trained", "outcome_detail": None}
+        record |= {"epochs": trained.history, "outcome": "trained", "seconds": trained.earlier_seconds}
         if trained.divergence is not None:
-            reason = f"not measured: training diverged in {trained.divergence}"
-            missing = dict.fromkeys(("final", "layers", "step", "peak"))
-            reasons = {f"{key}_reason": reason for key in missing}
-            return {**out, **missing, **reasons, "outcome": "diverged", "outcome_detail": trained.divergence}
+            reason = f"training diverged in {trained.divergence}"
+            record |= {**_missing(reason), "outcome": "diverged", "outcome_detail": trained.divergence}
+            return
         images, labels = self.data.test_images[: config.test_size], self.data.test_labels[: config.test_size]
         as_trained = evaluate(model, images, labels, config)
         exact = evaluate(model, images, labels, config, exact=True) if compressed_layers(model) else as_trained
-        out |= {"final": {"as_trained": _written(as_trained), "exact": _written(exact)}, "final_reason": None}
+        record |= {"final": {"as_trained": _written(as_trained), "exact": _written(exact)}, "final_reason": None}
         chance = _chance_level(as_trained, labels)
         if chance is not None:
-            out |= {"outcome": "chance", "outcome_detail": chance}
-        out |= self._layers(model, config)
-        out |= self._steps(model, config)
-        out |= self._peaks(model, config)
-        return out
+            record |= {"outcome": "chance", "outcome_detail": chance}
+        for key, measure in (("layers", self._layers), ("step", self._step_times), ("peak", self._peaks)):
+            # What is trained is not lost because something cannot be measured on it.
+            try:
+                record |= {key: measure(model, config), f"{key}_reason": None}
+            except Exception as error:
+                reason = str(error) if isinstance(error, NotMeasured) else f"{type(error).__name__}: {error}"
+                record |= {key: None, f"{key}_reason": reason}
 
-    def _layers(self, model: nn.Module, config: Config) -> dict[str, Any]:
-        try:
-            batches = (self._batch(k, config)[0] for k in range(self._batches(config)))
-            return {"layers": measure_layers(model, batches, config.seed), "layers_reason": None}
-        except NonFiniteBlockError as error:
-            return {"layers": None, "layers_reason": f"not measured: {error}"}
+    def _layers(self, model: nn.Module, config: Config) -> list[dict[str, Any]]:
+        batches = (self._batch(k, config)[0] for k in range(self._batches(config)))
+        return measure_layers(model, batches, config.seed)
 
-    def _steps(self, model: nn.Module, config: Config) -> dict[str, Any]:
+    def _step_times(self, model: nn.Module, config: Config) -> dict[str, Any]:
         """Time steps of copies of the model, side by side with the plain one."""
         if not self.rounds:
-            return {"step": None, "step_reason": "not measured: the command asked for no timing"}
-        plain = unwrap(copy.deepcopy(model))
-        if not compressed_layers(model):
-            seconds = time_steps([self._step(plain, config)], self.rounds, device=config.device)
-            missing = dict.fromkeys(("wrapped_ms", "ratio", "lowering_ms", "compressing_ms", "rest_ms"))
-            step: dict[str, Any] = {
-                **missing,
-                "plain_ms": quartiles(seconds[0], 1e3),
-                "layers": [],
-                "rounds": self.rounds,
-            }
-            return {"step": step, "step_reason": None}
-        wrapped = copy.deepcopy(model)
-        kinds = [self._step(wrapped, config), self._step(plain, config)]
-        first, second = time_steps(kinds, self.rounds, device=config.device)
-        split = split_steps(wrapped, kinds[0], max(3, self.rounds // 2), config.device)
-        step = {
+            raise NotMeasured("the command asked for no timing")
+        plain, wrapped = unwrap(copy.deepcopy(model)), copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[config.device] if config.device.startswith("cuda") else []):
+            torch.manual_seed(config.seed)  # of dropout: the ranks of a step depend on it
+            if not compressed_layers(model):
+                (seconds,) = time_steps([self._step(plain, config)], self.rounds, device=config.device)
+                absent = dict.fromkeys(("wrapped_ms", "ratio", "lowering_ms", "compressing_ms", "rest_ms"))
+                return {**absent, "plain_ms": quartiles(seconds, 1e3), "layers": [], "rounds": self.rounds}
+            kinds = [self._step(wrapped, config), self._step(plain, config)]
+            first, second = time_steps(kinds, self.rounds, device=config.device)
+            split = split_steps(wrapped, kinds[0], max(3, self.rounds // 2), config.device)
+        return {
             "wrapped_ms": quartiles(first, 1e3),
             "plain_ms": quartiles(second, 1e3),
             "ratio": quartiles([a / b for a, b in zip(first, second, strict=True)]),
             **split,
             "rounds": self.rounds,
         }
-        return {"step": step, "step_reason": None}
 
     def _peaks(self, model: nn.Module, config: Config) -> dict[str, Any]:
         if not self.processes:
-            return {"peak": None, "peak_reason": "not measured: the command asked for no peak memory"}
+            raise NotMeasured("the command asked for no peak memory")
         key = (config.dataset, config.model, config.widths, config.batch_size, config.device, config.threads)
-        try:
-            if key not in self._plain_peaks:
-                self._plain_peaks[key] = self._peak(unwrap(copy.deepcopy(model)), _plain(config))
-            plain = _spread(self._plain_peaks[key])
-            wrapped = _spread(self._peak(model, config)) if compressed_layers(model) else None
-        except PeakUnavailableError as error:
-            return {"peak": None, "peak_reason": f"not measured: {error}"}
-        peak = {"wrapped_bytes": wrapped, "plain_bytes": plain, "processes": self.processes}
-        return {"peak": peak, "peak_reason": None}
+        if key not in self._plain_peaks:
+            self._plain_peaks[key] = self._peak(unwrap(copy.deepcopy(model)), _plain(config))
+        plain = _spread(self._plain_peaks[key])
+        wrapped = _spread(self._peak(model, config)) if compressed_layers(model) else None
+        if min(plain["median"], plain["median"] if wrapped is None else wrapped["median"]) <= 0:
+            raise NotMeasured("the step is too small to add a page of memory")
+        return {"wrapped_bytes": wrapped, "plain_bytes": plain, "processes": self.processes}
 
     def _peak(self, model: nn.Module, config: Config) -> list[int]:
         x, y = self._batch(0, config)
@@ -204,7 +209,7 @@ class Experiment:
 def step_for_peak(argument: dict[str, Any]) -> Callable[[], object]:
     """Make the step whose peak is measured, in the process that measures it."""
     config = Config(**{**argument["config"], "widths": tuple(argument["config"]["widths"])})
-    torch.set_num_threads(config.threads)
+    prepare_torch(config)
     state = torch.load(argument["file"], weights_only=True, map_location=config.device)
     model = make_model(config, argument["classes"])
     model.load_state_dict(state["model"])
@@ -212,56 +217,18 @@ def step_for_peak(argument: dict[str, Any]) -> Callable[[], object]:
     return lambda: training_step(model, optimizer, state["x"], state["y"])
 
 
-@cache
-def environment() -> dict[str, Any]:
-    """Versions, platform and commit."""
-    commit, dirty = _commit()
-    return {
-        "lrbench": lrbench.__version__,
-        "commit": commit,
-        "dirty": dirty,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scipy")},
-        "platform": platform.platform(),
-        "processor": _processor(),
-    }
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the checkout that lrbench runs from, if it does, and whether the package differs from it."""
-    package = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
-            return None, None
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
 def _plain(config: Config) -> Config:
     return replace(config, mask="0" * len(config.mask), compressor=None, compressor_version=None, eps=None, path=None)
 
 
 def _spread(values: list[int]) -> dict[str, int]:
-    ordered = sorted(values)
-    return {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]}
+    return {"median": int(statistics.median(values)), "min": min(values), "max": max(values)}
+
+
+def _missing(reason: str) -> dict[str, Any]:
+    """Everything that is measured on a trained model, as not measured."""
+    keys = ("final", "layers", "step", "peak")
+    return {**dict.fromkeys(keys), **{f"{key}_reason": reason for key in keys}}
 
 
 def _written(evaluation: Evaluation) -> dict[str, Any]:

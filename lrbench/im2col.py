@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from lrbench.blocks import Blocks, Index, _each, _per_block, scale_by_power_of_two
+from lrbench.blocks import Blocks, Index, aligned, each_block, index_per_block, scale_by_power_of_two
 
 __all__ = ["Geometry", "Im2col", "break_even_rank"]
 
@@ -235,19 +235,20 @@ class Im2col(Blocks):
 
     def dense(self) -> Tensor:
         """Form the blocks, a new (N·groups, m, n) tensor."""
-        return self._lower(self._windows(), self.dtype)
+        windows = self._windows()
+        return self._lower(windows, torch.empty(self.shape, dtype=self.dtype, device=self.device))
 
     def rows(self, i: Index) -> Tensor:
         """Row ``i`` of every block, (N·groups, n): an image shifted."""
-        i = _per_block(i, self.shape[1], "row", self)
+        i = index_per_block(i, self.shape[1], "row", self)
         R, S = self.geometry.kernel_size
-        return self._windows()[_each(self), i // (R * S), i // S % R, i % S].flatten(1)
+        return self._windows()[each_block(self), i // (R * S), i // S % R, i % S].flatten(1)
 
     def columns(self, j: Index) -> Tensor:
         """Column ``j`` of every block, (N·groups, m): a patch."""
-        j = _per_block(j, self.shape[2], "column", self)
+        j = index_per_block(j, self.shape[2], "column", self)
         width = self.output_size[1]
-        return self._windows()[_each(self), :, :, :, j // width, j % width].flatten(1)
+        return self._windows()[each_block(self), :, :, :, j // width, j % width].flatten(1)
 
     def select(self, index: Tensor | slice) -> "Im2col":
         """The blocks at ``index``, as the images that they are lowered from."""
@@ -330,13 +331,15 @@ class Im2col(Blocks):
         taps, width = self._row_granularity, self._column_granularity
         channels = slice(rows.start // taps, rows.stop // taps)
         lines = slice(columns.start // width, columns.stop // width)
-        return self._lower(self._windows()[blocks, channels, :, :, lines], dtype)
+        windows = self._windows()[blocks, channels, :, :, lines]
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        return self._lower(windows, aligned(len(windows), *shape, dtype, self.device))
 
     @staticmethod
-    def _lower(windows: Tensor, dtype: torch.dtype) -> Tensor:
-        """The one place where pixels are copied out R·S times."""
-        out = torch.empty(windows.shape, dtype=dtype, device=windows.device).copy_(windows)
-        return out.flatten(4).flatten(1, 3)
+    def _lower(windows: Tensor, out: Tensor) -> Tensor:
+        """The one place where pixels are copied out R·S times: (N, C, R, S, H', W') into (N, m, n)."""
+        out.view(windows.shape).copy_(windows)
+        return out
 
 
 def break_even_rank(m: int, n: int, numbers: int) -> float:

@@ -11,8 +11,9 @@ __all__ = ["build_model", "list_models", "paper_cnn"]
 def paper_cnn(widths: Sequence[int] = (32, 64, 128), classes: int = 10, image_size: int = 32) -> nn.Sequential:
     """Build the paper's network: {conv, conv, dropout, pool} x 3, {fc, dropout}, fc.
 
-    The paper gives no widths. The softmax is left to the loss. The six convolutions are ``conv1`` to ``conv6``, the
-    bits of a mask.
+    The paper gives no widths. It puts a dropout behind the last fully connected layer as well, where it would fall on
+    the class scores; that one is left out, and the softmax is left to the loss. The six convolutions are ``conv1`` to
+    ``conv6``, the bits of a mask.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ __all__ = [
     "prepare_folder",
     "read_runs",
     "run_id",
+    "run_path",
     "write_run",
 ]
 
@@ -71,9 +72,14 @@ def write_atomically(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def run_path(folder: Path, name: str) -> Path:
+    """Where the run of that id is, or would be."""
+    return folder / "runs" / f"{name}.json"
+
+
 def write_run(folder: Path, record: Record) -> Path:
     """Write one run's record atomically and return its path; NaN and infinity are refused, they are not JSON."""
-    path = folder / "runs" / f"{record['id']}.json"
+    path = run_path(folder, record["id"])
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return path
 

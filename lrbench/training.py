@@ -10,22 +10,34 @@ import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lrbench
 from lrbench.compressors import NonFiniteBlockError, get_compressor
 from lrbench.conv import Path as CompressionPath
 from lrbench.conv import compressed_layers, wrap
 from lrbench.datasets import Dataset, to_float
 from lrbench.models import build_model
 
-__all__ = ["Config", "Evaluation", "Trained", "evaluate", "make_model", "make_optimizer", "train", "training_step"]
+__all__ = [
+    "Config",
+    "Evaluation",
+    "Trained",
+    "evaluate",
+    "make_model",
+    "make_optimizer",
+    "prepare_torch",
+    "train",
+    "training_step",
+]
 
 
 @dataclass(frozen=True)
@@ -106,11 +118,14 @@ class Trained:
         An entry per finished epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy, seconds.
     divergence : str or None
         Where and how training diverged, if it did.
+    earlier_seconds : float
+        What the epochs took that came from a checkpoint.
     """
 
     model: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
     divergence: str | None = None
+    earlier_seconds: float = 0.0
 
 
 class _DivergenceError(ArithmeticError):
@@ -132,7 +147,8 @@ def train(
     data
         At least ``train_size`` and ``test_size`` images.
     checkpoint
-        A file that is written after each epoch, atomically, and read if it is there.
+        A file that is written after each epoch, atomically, and read if it is there; one that cannot be read, or is
+        of another configuration or version, is named in a warning and written anew.
     on_epoch
         Called with the number of each epoch when it is finished.
 
@@ -147,7 +163,7 @@ def train(
     optimizer = make_optimizer(model, config)
     trained = Trained(model)
     if checkpoint is not None and checkpoint.exists():
-        _load_checkpoint(checkpoint, trained, optimizer)
+        _load_checkpoint(checkpoint, config, trained, optimizer)
     for epoch in range(len(trained.history) + 1, config.epochs + 1):
         start = time.perf_counter()
         try:
@@ -169,9 +185,19 @@ def train(
             }
         )
         if checkpoint is not None:
-            _save_checkpoint(checkpoint, trained, optimizer)
+            _save_checkpoint(checkpoint, config, trained, optimizer)
         on_epoch(epoch)
     return trained
+
+
+def prepare_torch(config: Config) -> None:
+    """Set what a run's arithmetic depends on: threads, and on a GPU full float32 and repeatable algorithms."""
+    torch.set_num_threads(config.threads)
+    if config.device.startswith("cuda"):
+        # In TensorFloat-32 native convolutions would be further from W·D than many a tolerance.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
@@ -237,7 +263,8 @@ def _train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, config: Config, epoch: int
 ) -> tuple[float, float]:
     """Train on every image once; return mean loss and accuracy, as met on the way."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_derived(config.seed, "order", epoch)))
+    generator = torch.Generator("cpu").manual_seed(_derived(config.seed, "order", epoch))
+    order = torch.randperm(len(images), generator=generator, device="cpu")
     device = torch.device(config.device)
     total, correct = 0.0, 0
     model.train()
@@ -259,13 +286,14 @@ def _derived(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _save_checkpoint(path: Path, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+def _save_checkpoint(path: Path, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             torch.save(
                 {
+                    "made_by": _maker(config),
                     "model": trained.model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "compressors": {
@@ -282,10 +310,23 @@ def _save_checkpoint(path: Path, trained: Trained, optimizer: torch.optim.Optimi
         part.unlink(missing_ok=True)
 
 
-def _load_checkpoint(path: Path, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
-    state: dict[Literal["model", "optimizer", "compressors", "history"], Any] = torch.load(path, weights_only=True)
+def _load_checkpoint(path: Path, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    try:
+        state = torch.load(path, weights_only=True, map_location=config.device)
+        if state["made_by"] != _maker(config):
+            raise ValueError("it was made by another version")
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"{path} is left aside, and its run begins anew: {reason}", stacklevel=3)
+        return
     trained.model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     for name, layer in compressed_layers(trained.model).items():
         layer.compressor.load_state_dict(state["compressors"][name])
     trained.history = state["history"]
+    trained.earlier_seconds = sum(entry["seconds"] for entry in trained.history)
+
+
+def _maker(config: Config) -> dict[str, Any]:
+    """What must agree for a run to be taken up exactly."""
+    return {"config": config.to_json(), "torch": str(torch.__version__), "lrbench": lrbench.__version__}

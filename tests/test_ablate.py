@@ -10,7 +10,7 @@ import pytest
 from runs import photos
 
 import lrbench.ablate as ablate
-from lrbench.store import read_runs
+from lrbench.store import read_runs, write_run
 
 SMALL = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
 SMALL += ["--epochs", "2", "--batch-size", "20", "--threads", "1"]
@@ -64,6 +64,46 @@ def test_a_larger_grid_does_only_what_is_missing_and_force_does_all(finished, tm
     after = {path: path.stat().st_mtime_ns for path in (grown / "runs").iterdir()}
     assert sum(after[path] != before[path] for path in before) == 3
     assert results(grown).items() >= results(finished).items()
+
+
+def test_force_that_is_interrupted_is_completed_without_it(tmp_path, monkeypatch, finished, capsys):
+    (tmp_path / "runs").mkdir()
+    for path in (finished / "runs").iterdir():
+        (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    done = 0
+
+    def interrupted(folder, record):
+        nonlocal done
+        done += 1
+        if done == 2:
+            raise KeyboardInterrupt
+        return write_run(folder, record)
+
+    monkeypatch.setattr(ablate, "write_run", interrupted)
+    assert run(tmp_path, "--force") == 130
+    assert "without --force" in capsys.readouterr().err
+    assert len(read_runs(tmp_path)) == 1
+    monkeypatch.undo()
+    assert run(tmp_path) == 0
+    assert results(tmp_path) == results(finished)
+
+
+def test_what_was_not_measured_is_said_when_it_is_asked_for_later(finished, capsys):
+    arguments = [*SMALL, "--timed-steps", "2", "--peak-processes", "0", *GRID, "--out", str(finished)]
+    assert ablate.main(arguments) == 0
+    assert "3 of them hold no step measurement" in capsys.readouterr().out
+
+
+def test_a_disk_that_fills_up_is_said_in_one_sentence_and_loses_nothing(tmp_path, monkeypatch, capsys):
+    def full(folder, record):
+        if record["config"]["compressor"] is not None:
+            raise OSError(28, "No space left on device")
+        return write_run(folder, record)
+
+    monkeypatch.setattr(ablate, "write_run", full)
+    assert run(tmp_path) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert len(read_runs(tmp_path)) == 1
 
 
 def test_a_dry_run_lists_the_runs_and_which_are_done_and_does_none(finished, tmp_path, capsys):
@@ -129,6 +169,8 @@ def test_an_interrupted_grid_is_completed_by_the_same_command(finished, tmp_path
         (["--epochs", "0"], "at least 1"),
         (["--widths", "4", "4"], "three"),
         (["--learning-rate", "0"], "positive"),
+        (["--learning-rate", "inf"], "positive"),
+        (["--device", "nowhere"], "--device is nowhere"),
         (["--dataset", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent"),
     ],
 )

@@ -101,3 +101,37 @@ def test_an_end_at_chance_level_is_said(tmp_path):
     record = quiet(tmp_path).run(config(learning_rate=1e-12, epochs=1))
     assert record["outcome"] == "chance"
     assert "does not exceed chance" in record["outcome_detail"]
+
+
+def test_a_failed_run_says_of_everything_that_it_was_not_measured(tmp_path):
+    record = quiet(tmp_path).run(config(compressor="no-such"))
+    assert record["epochs"] == []
+    for what in ("final", "layers", "step", "peak"):
+        assert record[what] is None
+        assert record[f"{what}_reason"] == "the run failed"
+
+
+@pytest.mark.parametrize("what", ["layers", "step", "peak"])
+def test_what_cannot_be_measured_does_not_cost_what_was_trained(tmp_path, monkeypatch, what):
+    function = {"layers": "measure_layers", "step": "time_steps", "peak": "measure_peak"}[what]
+
+    def broken(*arguments, **options):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(f"lrbench.experiment.{function}", broken)
+    record = Experiment(photos(), tmp_path, rounds=1, processes=1 if what == "peak" else 0).run(config(epochs=1))
+    assert record["status"] == "finished"
+    assert record["final"] is not None
+    assert record[what] is None
+    assert "too large" in record[f"{what}_reason"]
+
+
+def test_a_resumed_runs_seconds_are_those_of_all_its_epochs(tmp_path):
+    run = config(epochs=1)
+    experiment = quiet(tmp_path)
+    checkpoint = experiment.checkpoint(run_id(run.to_json()))
+    assert experiment.run(run)["status"] == "finished"
+    state = torch.load(checkpoint, weights_only=True)
+    state["history"][0]["seconds"] = 1000.0
+    torch.save(state, checkpoint)
+    assert experiment.run(run)["seconds"] > 1000

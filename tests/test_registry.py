@@ -175,6 +175,25 @@ def test_a_plugin_cannot_take_a_name_that_is_taken(plugins: Path) -> None:
         lrbench.list_compressors()
 
 
+def test_a_plugin_that_cannot_be_loaded_is_named_and_the_others_are_there(plugins: Path) -> None:
+    install_plugin(plugins, "import no_such_module\n", "theirs = lrbench_plugin:Theirs")
+    with pytest.warns(UserWarning, match="'theirs'.*no_such_module"):
+        assert lrbench.list_compressors() == NAMES
+
+
+def test_a_promise_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"'blocks'.*'block'"):
+
+        @lrbench.register("promising")
+        class Promising(lrbench.Compressor):
+            guarantee = "blocks"  # type: ignore[assignment]
+
+            def factorize(self, blocks):  # type: ignore[no-untyped-def]
+                raise NotImplementedError
+
+    assert lrbench.list_compressors() == NAMES
+
+
 def test_a_plugin_that_is_no_compressor_is_named(plugins: Path) -> None:
     install_plugin(plugins, "Theirs = 3\n", "theirs = lrbench_plugin:Theirs")
     with pytest.raises(TypeError, match="'theirs'"):

@@ -178,3 +178,25 @@ def test_a_step_is_adams_on_the_batchs_mean_cross_entropy():
     assert math.isfinite(loss)
     assert logits.shape == (20, 10)
     assert equal(weights(model), weights(twin))
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def of_another_torch(path):
+    state = torch.load(path, weights_only=True)
+    state["made_by"]["torch"] = "1.0"
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("spoil", [cut_short, of_another_torch])
+def test_a_checkpoint_that_does_not_fit_is_named_and_the_run_begins_anew(tmp_path, spoil):
+    run = config(epochs=2)
+    whole = train(run, photos(), tmp_path / "run.pt")
+    spoil(tmp_path / "run.pt")
+    epochs = []
+    with pytest.warns(UserWarning, match=r"run\.pt"):
+        again = train(run, photos(), tmp_path / "run.pt", epochs.append)
+    assert epochs == [1, 2]
+    assert equal(weights(whole.model), weights(again.model))

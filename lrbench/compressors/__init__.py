@@ -13,6 +13,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import cache
@@ -46,7 +47,7 @@ def register(name: str) -> Callable[[_Class], _Class]:
     Raises
     ------
     TypeError
-        If the class does not derive from Compressor.
+        If the class does not derive from Compressor, or promises something unknown.
     ValueError
         If another class has the name.
     """
@@ -54,6 +55,8 @@ def register(name: str) -> Callable[[_Class], _Class]:
     def add(cls: _Class) -> _Class:
         if not (inspect.isclass(cls) and issubclass(cls, Compressor)):
             raise TypeError(f"{cls!r} cannot be registered as {name!r}: derive it from lrbench.Compressor")
+        if cls.guarantee not in ("block", "batch", None):
+            raise TypeError(f"guarantee of {name!r} is {cls.guarantee!r}: use 'block', 'batch' or None")
         other = _classes.get(name)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"the name {name!r} belongs to {other.__module__}.{other.__qualname__}: choose another")
@@ -110,6 +113,10 @@ def _load() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     for entry in entry_points(group="lrbench.compressors"):
-        cls = entry.load()
+        try:
+            cls = entry.load()
+        except Exception as error:
+            warnings.warn(f"the compressor {entry.name!r} of {entry.value} cannot be loaded: {error}", stacklevel=3)
+            continue
         if _classes.get(entry.name) is not cls:
             register(entry.name)(cls)

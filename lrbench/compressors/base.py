@@ -6,6 +6,7 @@ every block of every batch: see :mod:`lrbench.compressors.certificate`.
 
 import math
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -72,9 +73,10 @@ class Compressor(ABC):
     name: ClassVar[str] = ""
 
     def __init__(self, eps: float = 0.1) -> None:
-        if not (isinstance(eps, int | float) and not isinstance(eps, bool) and 0 < eps <= 1):
+        given: object = eps
+        if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) <= 1:
             raise ValueError(f"eps is {eps!r}: it must be a number in (0, 1]")
-        self.eps = float(eps)
+        self.eps = float(given)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(eps={self.eps:g})"
@@ -156,7 +158,7 @@ class Compressor(ABC):
         parts, origins = [], []
         for start in range(0, N, step):
             part = slice(start, min(start + step, N))
-            factors, origin = self._certified(finite.select(part).scaled(-exponent[part]), exponent[part])
+            factors, origin = self._certified(finite.select(part), exponent[part])
             parts.append(factors)
             origins.append(origin)
         origin = torch.cat(origins)
@@ -164,16 +166,19 @@ class Compressor(ABC):
             origin[bad] = int(Origin.STORED)
         return self._assemble(blocks, LowRank.concatenate(parts), origin)
 
-    def _certified(self, work: Blocks, exponent: Tensor) -> tuple[LowRank, Tensor]:
-        """Factors of 2**e_i D_i that keep the tolerance, or none where a block is to be stored, and the origins."""
-        dtype = work.dtype
+    def _certified(self, blocks: Blocks, exponent: Tensor) -> tuple[LowRank, Tensor]:
+        """Factors of some blocks that keep the tolerance, or none where a block is to be stored, and the origins."""
+        dtype = blocks.dtype
+        # The method gets blocks of its own: it may work in place, and the check must not see what it left.
+        work = blocks.scaled(-exponent)
+        theirs = blocks.scaled(-exponent)
         origin = torch.full((len(work),), int(Origin.OWN), dtype=torch.uint8, device=work.device)
         if self.guarantee != "block":
-            return _rounded(self.factorize(work), dtype, exponent), origin
+            return _rounded(self.factorize(theirs), dtype, exponent), origin
         norms = block_norms(work)
         if self.eps == 1:
             return self._empty(work), origin
-        factors = _rounded(self.factorize(work), dtype, exponent)
+        factors = _rounded(self.factorize(theirs), dtype, exponent)
         fits = _fits(factors.ranks, work)
         kept = residual_norms(work, factors, exponent) <= self.eps * norms
         # The SVD again, ever further inside the tolerance, where rounding to the stored dtype broke it.
@@ -196,8 +201,8 @@ class Compressor(ABC):
         stored = (origin == int(Origin.STORED)).nonzero()[:, 0]
         kept = None
         if len(stored):
-            low_rank = low_rank.replace(stored, self._empty(blocks.select(stored)))
             kept = blocks.select(stored)
+            low_rank = low_rank.replace(stored, self._empty(kept))
         return Factors(low_rank.U, low_rank.V, low_rank.offsets, origin, stored, kept, blocks.groups)
 
     @staticmethod

@@ -110,7 +110,7 @@ def _kernel(
                     break
                 continue
             column = 0
-            while abs(D[row, column]) != largest:
+            while column < n - 1 and abs(D[row, column]) != largest:
                 column += 1
             pivot = D[row, column]
             u, v = U[b, k], V[b, k]

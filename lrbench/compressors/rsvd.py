@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from lrbench.blocks import Blocks
+from lrbench.blocks import Blocks, aligned_copy, aligned_product, each_block
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.certificate import residual_norms
-from lrbench.compressors.spectral import GRAM_LIMIT, eigh, truncation_ranks
+from lrbench.compressors.spectral import GRAM_LIMIT, per_matrix, thin_svd, truncation_ranks
 from lrbench.factors import LowRank
 
 
@@ -32,21 +32,22 @@ class RandomizedSVD(Compressor):
     oversampling : int
         Columns that must remain unused, at least 0.
     seed : int
-        Of the random sketches.
+        Of the random sketches, at least 0.
     """
 
     guarantee = "block"
 
     def __init__(self, eps: float = 0.1, sketch: int = 16, oversampling: int = 5, seed: int = 0) -> None:
         super().__init__(eps)
-        if sketch < 1 or oversampling < 0:
-            raise ValueError(f"sketch is {sketch} and oversampling {oversampling}: use at least 1 and at least 0")
+        for what, value, least in (("sketch", sketch, 1), ("oversampling", oversampling, 0), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{what} is {value!r}: use a whole number of at least {least}")
         self.sketch, self.oversampling, self.seed = sketch, oversampling, seed
 
     def factorize(self, blocks: Blocks) -> LowRank:
         """Sketch all blocks; sketch those that need more again, with twice the columns."""
         side = min(blocks.shape[1:])
-        index = self._index(blocks)
+        index = each_block(blocks)
         columns = min(self.sketch, side)
         factors: LowRank | None = None
         while True:
@@ -60,19 +61,19 @@ class RandomizedSVD(Compressor):
 
     def _sketched(self, blocks: Blocks, columns: int) -> tuple[LowRank, Tensor]:
         """Factors from a sketch of some columns, and whether it was wide enough."""
-        Q = torch.linalg.qr(blocks.right_product(self._test_matrices(blocks, columns))).Q
-        P = torch.linalg.qr(blocks.left_product(Q).mT).Q
-        Q = torch.linalg.qr(blocks.right_product(P.mT)).Q
+        Q, _ = per_matrix(torch.linalg.qr, blocks.right_product(self._test_matrices(blocks, columns)))
+        P, _ = per_matrix(torch.linalg.qr, blocks.left_product(Q).mT)
+        Q, _ = per_matrix(torch.linalg.qr, blocks.right_product(P.mT))
         B = blocks.left_product(Q)
         total = blocks.squared_norm()
         if self.eps < GRAM_LIMIT:
             # Squares and differences of squares no longer tell so small a tail: it is computed, not subtracted.
-            W, S, _ = torch.linalg.svd(B, full_matrices=False)
+            W, S, _ = per_matrix(thin_svd, B)
             W, energies = W.flip(2), S.square().flip(1)
-            every = torch.full_like(self._index(blocks), B.shape[1])
+            every = torch.full_like(each_block(blocks), B.shape[1])
             missing = residual_norms(blocks, LowRank.from_padded(Q, B, every), torch.zeros_like(every)).square()
         else:
-            eigenvalues, W = eigh(B @ B.mT)
+            eigenvalues, W = per_matrix(torch.linalg.eigh, aligned_product(B, B.mT))
             energies = eigenvalues.clamp(min=0)
             missing = (total - energies.sum(1)).clamp(min=0)
         ranks = truncation_ranks(energies, total, self.eps, missing)
@@ -80,20 +81,17 @@ class RandomizedSVD(Compressor):
         done = ranks + self.oversampling <= columns
 
         def truncate(index: Tensor, r: int) -> tuple[Tensor, Tensor]:
-            leading = W[index, :, W.shape[2] - r :].flip(2)
-            return Q[index] @ leading, leading.mT @ B[index]
+            leading = aligned_copy(W[index, :, W.shape[2] - r :].flip(2))
+            U = aligned_product(aligned_copy(Q[index]), leading)
+            return U, aligned_product(leading.mT, aligned_copy(B[index]))
 
         return LowRank.by_rank(ranks, truncate), done
-
-    @staticmethod
-    def _index(blocks: Blocks) -> Tensor:
-        return torch.arange(len(blocks), device=blocks.device)
 
     def _test_matrices(self, blocks: Blocks, columns: int) -> Tensor:
         """Transposed Gaussian test matrices, (N, columns, n) float64."""
         n = blocks.shape[2]
-        generator = torch.Generator().manual_seed(self.seed)
-        shared = torch.randn(columns, n, generator=generator, dtype=torch.float64).to(blocks.device)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        shared = torch.randn(columns, n, generator=generator, dtype=torch.float64, device="cpu").to(blocks.device)
         keys = _content_keys(blocks) + self.seed
         position = torch.arange(n, device=blocks.device)
         signs = (_mixed(keys[:, None] + position * _GOLDEN) & 1) * 2 - 1

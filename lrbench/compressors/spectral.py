@@ -1,15 +1,16 @@
 """The truncated SVD of many blocks, and the rank that a tolerance asks for."""
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lrbench.blocks import Blocks
+from lrbench.blocks import Blocks, aligned_copy
 from lrbench.factors import LowRank
 
-__all__ = ["GRAM_LIMIT", "INSIDE", "eigh", "truncated_svd", "truncation_ranks"]
+__all__ = ["GRAM_LIMIT", "INSIDE", "per_matrix", "thin_svd", "truncated_svd", "truncation_ranks"]
 
 INSIDE = 1 - 1e-4
 """How far inside the tolerance to aim: enough for rounding, too little to cost a rank."""
@@ -38,15 +39,15 @@ def truncated_svd(blocks: Blocks, eps: float) -> LowRank:
     """
     _, m, n = blocks.shape
     if eps < GRAM_LIMIT:
-        U, S, Vh = torch.linalg.svd(blocks.dense().to(torch.float64), full_matrices=False)
+        U, S, Vh = per_matrix(thin_svd, blocks.dense().to(torch.float64))
         ranks = truncation_ranks(S.square().flip(1), S.square().sum(1), eps)
         return LowRank.from_padded(U, S[:, :, None] * Vh, ranks)
     side: Literal["rows", "columns"] = "rows" if m <= n else "columns"
-    eigenvalues, Q = eigh(blocks.gram(side))
+    eigenvalues, Q = per_matrix(torch.linalg.eigh, blocks.gram(side))
     ranks = truncation_ranks(eigenvalues.clamp(min=0), blocks.squared_norm(), eps)
 
     def project(index: Tensor, r: int) -> tuple[Tensor, Tensor]:
-        basis = Q[index, :, Q.shape[2] - r :].flip(2)
+        basis = aligned_copy(Q[index, :, Q.shape[2] - r :].flip(2))
         some = blocks.select(index)
         if side == "rows":
             return basis, some.left_product(basis)
@@ -80,19 +81,32 @@ def truncation_ranks(energies: Tensor, total: Tensor, eps: float, missing: Tenso
     return (lost > total[:, None] * (INSIDE * eps) ** 2).sum(1)
 
 
-def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors of symmetric matrices (N, k, k).
+def per_matrix(decomposition: Callable[[Tensor], Sequence[Tensor]], matrices: Tensor) -> tuple[Tensor, ...]:
+    """Decompose matrices (N, ., .) by LAPACK, and stack each part of the results.
 
-    On a CPU LAPACK gains nothing from two threads on one small matrix: each thread takes a part of the batch.
+    On a CPU LAPACK gains nothing from two threads on one small matrix: each thread takes a matrix at a time. It also
+    gives other last bits where a matrix is aligned otherwise in memory; here each is copied to memory of its own.
+
+    Parameters
+    ----------
+    decomposition
+        Such as ``torch.linalg.eigh``.
+    matrices : Tensor
+        (N, ., .), float64.
     """
+    if matrices.device.type != "cpu" or len(matrices) == 0:
+        return tuple(decomposition(matrices))
     threads = torch.get_num_threads()
-    if matrices.device.type != "cpu" or threads == 1 or len(matrices) < 2 * threads:
-        eigenvalues, vectors = torch.linalg.eigh(matrices)
-        return eigenvalues, vectors
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(torch.linalg.eigh, matrices.chunk(threads)))
+        # MKL's first call in a new thread may give other last bits than all later ones: it is made for nothing.
+        with ThreadPoolExecutor(threads, initializer=decomposition, initargs=(matrices[0],)) as pool:
+            parts = list(pool.map(decomposition, matrices.unbind()))
     finally:
         torch.set_num_threads(threads)
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    return tuple(torch.stack(part) for part in zip(*parts, strict=True))
+
+
+def thin_svd(matrices: Tensor) -> Sequence[Tensor]:
+    """U, S and Vᵀ without the columns that no singular value belongs to."""
+    return torch.linalg.svd(matrices, full_matrices=False)

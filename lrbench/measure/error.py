@@ -9,7 +9,7 @@ from lrbench.blocks import Blocks, as_blocks, block_norms, scale_by_power_of_two
 from lrbench.compressors.certificate import residual_norms
 from lrbench.factors import Factors
 
-__all__ = ["relative_error"]
+__all__ = ["relative_error", "violations"]
 
 
 def relative_error(blocks: Blocks | Tensor, factors: Factors) -> Tensor:
@@ -59,3 +59,16 @@ def relative_error(blocks: Blocks | Tensor, factors: Factors) -> Tensor:
         zero = residual[i] == 0 and not bool((pair.U.T.to(torch.float64) @ pair.V.to(torch.float64)).any())
         error[i] = 0.0 if zero else math.inf
     return error
+
+
+def violations(errors: Tensor, eps: float) -> int:
+    """Count the blocks whose error is above ``eps`` by more than a division's rounding; NaN is above.
+
+    Parameters
+    ----------
+    errors : Tensor
+        (N,) float64, relative errors.
+    eps : float
+        Requested relative error.
+    """
+    return int((~(errors <= eps * (1 + 1e-12))).sum())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lrbench.conv import compressed_layers, convolutions
 from lrbench.factors import Origin
 from lrbench.im2col import Geometry, Im2col, break_even_rank
-from lrbench.measure.error import relative_error
+from lrbench.measure.error import relative_error, violations
 
 __all__ = ["measure_layers"]
 
@@ -42,11 +42,11 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
         share_escalated, share_stored; im2col_bytes, input_bytes, factor_bytes (as held, offsets included), cut_im2col,
         cut_input; ranks and errors of the first blocks, one by one.
     """
+    model = copy.deepcopy(model).train()  # running statistics, a compressor's state and hooks are the copy's
     layers = compressed_layers(model)
     met: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in layers}
-    hooks = []
     for name, layer in layers.items():
-        compressor = copy.deepcopy(layer.compressor)
+        compressor = copy.deepcopy(layer.compressor)  # the layer's own compresses the same block once more
 
         def observe(
             conv: nn.Module, inputs: tuple[Tensor, ...], name: str = name, compressor: Any = compressor
@@ -63,18 +63,12 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
             seen["errors"].append(relative_error(blocks, factors).cpu())
             seen["origins"].append(factors.origin.cpu())
 
-        hooks.append(layer.conv.register_forward_pre_hook(observe))
-    training = model.training
-    model.train()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for batch in batches:
-                model(batch)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+        layer.conv.register_forward_pre_hook(observe)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for batch in batches:
+            model(batch)
     places = list(convolutions(model))
     return [
         _summary(name, places.index(name), layer.conv.groups, layer.compressor, met[name])
@@ -104,7 +98,7 @@ def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str
         "break_even_rank": break_even_rank(m, n, numbers),
         "error_mean": _finite(errors.mean().item()),
         "error_max": _finite(errors.max().item()),
-        "violations": int((errors > compressor.eps * (1 + 1e-12)).sum()) if compressor.uses_eps else None,
+        "violations": violations(errors, compressor.eps) if compressor.uses_eps else None,
         "share_own": shares[Origin.OWN],
         "share_escalated": shares[Origin.ESCALATED],
         "share_stored": shares[Origin.STORED],

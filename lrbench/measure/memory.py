@@ -29,15 +29,15 @@ class PeakUnavailableError(RuntimeError):
     """The peak cannot be measured here."""
 
 
-def measure_peak(target: str, argument: Any, processes: int = 1, timeout: float = 600) -> list[int]:
+def measure_peak(target: str, argument: dict[str, Any], processes: int = 1, timeout: float = 600) -> list[int]:
     """Measure the peak memory of a step in fresh processes.
 
     Parameters
     ----------
     target : str
         ``package.module:function``: makes a step from ``argument``.
-    argument
-        Anything that JSON holds.
+    argument : dict
+        Anything that JSON holds; its ``device``, if there is one, says where the step computes.
     processes : int
         How many times, each in a process of its own, one after the other.
     timeout : float
@@ -53,7 +53,8 @@ def measure_peak(target: str, argument: Any, processes: int = 1, timeout: float 
     PeakUnavailableError
         If the system does not offer the measurement, or a process fails.
     """
-    if not Path("/proc/self/clear_refs").exists():
+    on_cpu = argument.get("device", "cpu") == "cpu"
+    if on_cpu and not Path("/proc/self/clear_refs").exists():
         raise PeakUnavailableError("the peak cannot be reset without /proc/self/clear_refs (Linux)")
     small = str(64 << 10)
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
@@ -69,7 +70,7 @@ def measure_peak(target: str, argument: Any, processes: int = 1, timeout: float 
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise PeakUnavailableError(f"the measuring process failed: {lines[-1]}")
-        peaks.append(int(done.stdout))
+        peaks.append(int(done.stdout.split()[-1]))  # whatever else was printed came before
     return peaks
 
 
@@ -77,12 +78,12 @@ def peak_of(step: Step, device: str = "cpu") -> int:
     """Bytes at the peak of one step of this process, beyond what was there just before it."""
     gc.collect()
     if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        allocated = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
         step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - allocated
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - allocated
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     step()
@@ -102,7 +103,7 @@ def _main(target: str, argument: str) -> None:
     given = json.loads(argument)
     step: Step = getattr(importlib.import_module(module), function)(given)
     step()  # kernels are built, and what is allocated once is allocated
-    print(peak_of(step, given.get("device", "cpu") if isinstance(given, dict) else "cpu"))
+    print(peak_of(step, given.get("device", "cpu")))
 
 
 if __name__ == "__main__":

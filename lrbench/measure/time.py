@@ -109,9 +109,9 @@ def _clocks(model: nn.Module, device: str) -> Iterator[dict[tuple[str, str], flo
     lower = Im2col._lower
     layers = compressed_layers(model)
 
-    def timed_lower(windows: Tensor, dtype: torch.dtype) -> Tensor:
+    def timed_lower(windows: Tensor, into: Tensor) -> Tensor:
         start = _now(device)
-        out: Tensor = lower(windows, dtype)
+        out: Tensor = lower(windows, into)
         spent["lowering", current[0]] += _now(device) - start
         return out
 
@@ -137,5 +137,5 @@ def _clocks(model: nn.Module, device: str) -> Iterator[dict[tuple[str, str], flo
 
 def _now(device: str) -> float:
     if device != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -74,4 +74,4 @@ def _remove_figures(folder: Path) -> None:
     ours = re.compile(rf"(?:{'|'.join(NAMES)})(?:-\d+)?\.(?:png|svg)")
     for path in folder.iterdir():
         if ours.fullmatch(path.name):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another command may be at it

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from lrbench import paper
 from lrbench.report.facets import (
     Drawing,
     Facet,
@@ -26,7 +27,7 @@ from lrbench.report.facets import (
     why,
 )
 from lrbench.report.style import BAD, INK, MUTED, PAPER, Look, label_outer, legend, panels, plain_ticks
-from lrbench.report.summaries import PAPER_EPS, PAPER_FACTOR_BYTES, first_layer_sizes, fits_paper
+from lrbench.report.summaries import first_layer_sizes, fits_paper
 from lrbench.report.tables import Study
 from lrbench.report.wording import count, number, plain_text
 
@@ -169,8 +170,8 @@ def draw_bytes(study: Study) -> Drawing:
         known = (("im2col", first.im2col_bytes, MUTED), ("input", first.input_bytes, MUTED))
         rows = [(what, float(value), colour) for what, value, colour in known if value]
         rows += [(s.cell.name, s.factor_bytes, style[s.cell.compressor].colour) for s in facet.rows]
-        if first.cell.eps == PAPER_EPS and fits_paper(first):
-            rows.append(("the paper's U and V", PAPER_FACTOR_BYTES, INK))
+        if first.cell.eps == paper.EPS and fits_paper(first):
+            rows.append(("the paper's U and V", paper.FACTOR_BYTES, INK))
         bars.append(rows)
     titles = [facet.title(f"{sizes[0].layer}, {sizes[0].m} × {sizes[0].n}") for facet in facets]
     fig, axes = panels(titles, 1, 0.26 * max(len(rows) for rows in bars) + 0.55)

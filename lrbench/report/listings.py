@@ -5,12 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lrbench import paper
 from lrbench.report.summaries import (
     IMAGES,
-    PAPER_EPS,
-    PAPER_FACTOR_BYTES,
-    PAPER_IM2COL_BYTES,
-    PAPER_INPUT_BYTES,
     Cell,
     Size,
     Spread,
@@ -173,14 +170,14 @@ def _paper_row() -> tuple[str, ...]:
         "layer 1, 27 × 1024",
         "100000",
         "the paper's ACA",
-        general(PAPER_EPS),
+        general(paper.EPS),
         "both",
         MISSING,
-        count(PAPER_FACTOR_BYTES),
-        cut_cell(1 - PAPER_FACTOR_BYTES / PAPER_IM2COL_BYTES),
-        cut_cell(1 - PAPER_FACTOR_BYTES / PAPER_INPUT_BYTES),
-        count(PAPER_IM2COL_BYTES),
-        count(PAPER_INPUT_BYTES),
+        count(paper.FACTOR_BYTES),
+        cut_cell(1 - paper.FACTOR_BYTES / paper.IM2COL_BYTES),
+        cut_cell(1 - paper.FACTOR_BYTES / paper.INPUT_BYTES),
+        count(paper.IM2COL_BYTES),
+        count(paper.INPUT_BYTES),
         *[MISSING] * (len(_BYTE_COLUMNS) - 11),
     )
 

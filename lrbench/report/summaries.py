@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lrbench import paper
 from lrbench.report.tables import Study, finished
 
 __all__ = ["Cell", "Comparison", "Kept", "Peak", "Size", "Spread", "Timing"]
@@ -23,11 +24,7 @@ IMAGES = 100
 MARGIN = 1.0
 """Points of accuracy within which an interval must lie for "costs nothing"."""
 
-PAPER_EPS = 0.1
 PAPER_SHAPE = (27, 1024)
-PAPER_IM2COL_BYTES = 11_059_200
-PAPER_INPUT_BYTES = 1_228_800
-PAPER_FACTOR_BYTES = 2_592_556
 
 
 @dataclass(frozen=True)
@@ -254,8 +251,9 @@ def first_layer_sizes(study: Study) -> list[Size]:
 
 def fits_paper(size: Size) -> bool:
     """Tell a layer whose bytes the paper's may stand beside: the paper's shape, in single precision."""
-    bytes_ = size.im2col_bytes
-    return size.index == 0 and (size.m, size.n) == PAPER_SHAPE and bytes_ is not None and round(bytes_) == 11_059_200
+    if size.index != 0 or (size.m, size.n) != PAPER_SHAPE or size.im2col_bytes is None:
+        return False
+    return round(size.im2col_bytes) == paper.IM2COL_BYTES
 
 
 def _size(cell: Cell, rows: pd.DataFrame) -> Size:

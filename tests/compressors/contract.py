@@ -77,6 +77,23 @@ def assert_same_approximations(ours: Factors, theirs: Factors) -> None:
     assert ((left - right).norm(dim=(1, 2)) <= ROUNDING[ours.dtype] * right.norm(dim=(1, 2))).all()
 
 
+def assert_neighbours_are_unchanged(compressor: Compressor, blocks: Tensor, place: int, value: float) -> None:
+    """Spoil one block with a value that is not finite: it is kept, and no other has another bit than before."""
+    finite = compressor.compress(blocks)
+    spoilt = blocks.clone()
+    spoilt[place, 3, 5] = value
+    factors = compressor.compress(spoilt, nonfinite="keep")
+    assert factors.origin[place] == int(Origin.STORED)
+    assert factors.ranks[place] == min(blocks.shape[1:])
+    assert torch.equal(factors.dense()[place].nan_to_num(), spoilt[place].nan_to_num())
+    others = torch.tensor([i for i in range(len(blocks)) if i != place])
+    assert torch.equal(factors.ranks[others], finite.ranks[others])
+    assert torch.equal(factors.origin[others], finite.origin[others])
+    ours, theirs = factors.low_rank(others), finite.low_rank(others)
+    assert torch.equal(ours.U, theirs.U), f"{compressor}: U by {(ours.U - theirs.U).abs().max():.1e}"
+    assert torch.equal(ours.V, theirs.V), f"{compressor}: V by {(ours.V - theirs.V).abs().max():.1e}"
+
+
 def certified(make: Make) -> None:
     """Skip what only a compressor that works to a tolerance, and keeps it for every block, can do."""
     compressor = make(eps=0.1)
@@ -356,22 +373,20 @@ class CompressorContract:
     def test_kept_blocks_leave_their_neighbours_alone(
         self, make: Make, place: int, value: float, dtype: torch.dtype
     ) -> None:
-        blocks = decaying_blocks(dtype, 64, 50)
-        others = torch.tensor([i for i in range(len(blocks)) if i != place])
         for eps in (0.1, 1e-3):
-            finite = make(eps=eps).compress(blocks)
-            spoilt = blocks.clone()
-            spoilt[place, 3, 5] = value
-            factors = make(eps=eps).compress(spoilt, nonfinite="keep")
-            assert factors.origin[place] == int(Origin.STORED)
-            assert factors.ranks[place] == 50
-            assert torch.equal(factors.dense()[place].nan_to_num(), spoilt[place].nan_to_num())
-            assert torch.equal(factors.ranks[others], finite.ranks[others])
-            assert torch.equal(factors.origin[others], finite.origin[others])
-            ours, theirs = factors.low_rank(others), finite.low_rank(others)
-            assert torch.equal(ours.U, theirs.U)
-            assert torch.equal(ours.V, theirs.V)
-            assert torch.equal(factors.dense()[others], finite.dense()[others])
+            assert_neighbours_are_unchanged(make(eps=eps), decaying_blocks(dtype, 64, 50), place, value)
+
+    @each_dtype
+    @pytest.mark.parametrize("shape", [(63, 49), (27, 81)], ids=str)
+    def test_kept_blocks_leave_those_of_their_own_rank_alone(
+        self, make: Make, shape: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        """Blocks that would be treated together move up by one place, and to memory of another alignment."""
+        spectra = [[decay**k for k in range(min(shape))] for decay in (0.3, 0.3, 0.5, 0.5, 0.2)]
+        blocks = torch.cat([with_singular_values(values, *shape, seed) for seed, values in enumerate(spectra)])
+        for eps in (0.1, 1e-3, 1e-6):
+            for place in (0, 2):
+                assert_neighbours_are_unchanged(make(eps=eps), blocks.to(dtype), place, math.nan)
 
     def test_images_that_are_not_finite_are_kept_as_images(self, make: Make) -> None:
         images = image_blocks()

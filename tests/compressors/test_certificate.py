@@ -199,3 +199,27 @@ def test_the_oracle_itself() -> None:
     scaled, exponent = unit_scaled(D * 1e200)
     assert np.array_equal(np.ldexp(scaled, exponent), D * 1e200)
     assert 0.5 <= np.abs(scaled).max() < 1
+
+
+class InPlace(lrbench.Compressor):
+    """Works on the blocks that it is given until nothing is left of them."""
+
+    guarantee = "block"
+
+    def factorize(self, blocks: Blocks) -> LowRank:
+        blocks.tensor.mul_(0.5)
+        U, V = blocks.tensor.flatten(1)[:, :0], blocks.tensor.flatten(1)[:, :0]
+        m, n = blocks.shape[1:]
+        ranks = torch.zeros(len(blocks), dtype=torch.int64)
+        return LowRank(U.new_empty(0, m), V.new_empty(0, n), ranks)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_what_a_method_does_to_its_blocks_is_not_seen_by_the_check(images: bool) -> None:
+    x = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    blocks = lrbench.Im2col(x, 3, padding=1) if images else lrbench.Im2col(x, 3, padding=1).dense()
+    before = x.clone()
+    factors = InPlace(eps=0.1).compress(blocks)
+    assert lrbench.relative_error(blocks, factors).max() <= 0.1
+    assert torch.equal(factors.ranks, lrbench.get_compressor("svd", eps=0.1).compress(blocks).ranks)
+    assert torch.equal(x, before)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import lrbench
 from lrbench import Factors, Im2col, Origin, relative_error
+from lrbench.measure.error import violations
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -193,3 +194,8 @@ def test_what_was_given_is_left_as_it_was() -> None:
     before = [D.clone(), *(tensor.clone() for tensor in factors.tensors())]
     relative_error(D, factors)
     assert all(torch.equal(a, b) for a, b in zip([D, *factors.tensors()], before, strict=True))
+
+
+def test_violations_are_counted_and_what_is_no_number_is_one() -> None:
+    errors = torch.tensor([0.0, 0.05, 0.1, 0.1 * (1 + 1e-15), 0.1001, math.nan, math.inf], dtype=torch.float64)
+    assert violations(errors, 0.1) == 3

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 import torch
 from runs import config, photos
@@ -17,43 +15,59 @@ def test_every_kind_of_step_is_taken_once_a_round_in_turned_order_on_new_batches
     assert taken == [(kind, k) for k, order in enumerate(["ab", "ba", "ab", "ba"]) for kind in order]
 
 
-def test_a_slower_step_takes_longer():
-    slow, quick = time_steps([lambda k: time.sleep(0.02), lambda k: None], rounds=3)
-    assert min(slow) >= 0.02 > max(quick)
+@pytest.fixture
+def spend(monkeypatch):
+    """A clock that runs only when somebody spends time."""
+    now = 0.0
+
+    def spend(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("lrbench.measure.time._now", lambda device: now)
+    return spend
+
+
+def test_the_seconds_are_each_steps_own(spend):
+    slow, quick = time_steps([lambda k: spend(2.0), lambda k: spend(0.5)], rounds=3)
+    assert slow == [2.0] * 3
+    assert quick == [0.5] * 3
 
 
 def test_quartiles_are_numpys():
     assert quartiles([1, 2, 3, 4, 5], scale=10) == {"median": 30, "q25": 20, "q75": 40}
 
 
-def test_time_is_split_among_the_layers_and_adds_up(monkeypatch):
+def test_time_is_split_among_the_layers_and_adds_up(monkeypatch, spend):
     model = make_model(config(mask="101000", compressor="none", eps=None), 10)
     x = photos().train_images[:4].float() / 255
     lower = Im2col._lower
 
-    def slow_lower(windows, dtype):
-        time.sleep(0.02)
-        return lower(windows, dtype)
+    def slow_lower(windows, out):
+        spend(0.020)
+        return lower(windows, out)
 
     monkeypatch.setattr(Im2col, "_lower", staticmethod(slow_lower))
     for layer in compressed_layers(model).values():
-        compress = layer.compressor.compress
-        monkeypatch.setattr(
-            layer.compressor, "compress", lambda blocks, compress=compress: (time.sleep(0.01), compress(blocks))[1]
-        )
+
+        def slow_compress(blocks, compress=layer.compressor.compress):
+            spend(0.010)
+            return compress(blocks)
+
+        monkeypatch.setattr(layer.compressor, "compress", slow_compress)
 
     def step(number):
-        time.sleep(0.03)
+        spend(0.030)
         return model(x)
 
     split = split_steps(model, step, rounds=3)
     assert [layer["layer"] for layer in split["layers"]] == ["conv1", "conv3"]
     for layer in split["layers"]:
-        assert layer["lowering_ms"] == pytest.approx(20, abs=8)
-        assert layer["compressing_ms"] == pytest.approx(10, abs=8)
-    assert split["lowering_ms"] == pytest.approx(40, abs=16)
-    assert split["compressing_ms"] == pytest.approx(20, abs=16)
-    assert split["rest_ms"] >= 30
+        assert layer["lowering_ms"] == pytest.approx(20)
+        assert layer["compressing_ms"] == pytest.approx(10)
+    assert split["lowering_ms"] == pytest.approx(40)
+    assert split["compressing_ms"] == pytest.approx(20)
+    assert split["rest_ms"] == pytest.approx(30)
 
 
 def test_the_clocks_are_taken_out_again_even_after_an_error():

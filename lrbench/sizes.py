@@ -1,0 +1,187 @@
+"""What the first layer's factors take, by formula and for real: the paper's table 4.1, for any compressor and images.
+
+python -m lrbench.sizes --records DIR/data_batch_1.bin --out results/table-4.1
+python -m lrbench.sizes --dataset photos --compressors svd aca --eps 0.1
+
+Nothing is trained. Images, pixels in [0, 1], are lowered by a 3x3 kernel with zero padding 1 and compressed in batches
+of 100; the bytes are means over the batches.
+"""
+
+import argparse
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from lrbench import paper
+from lrbench.compressors import get_compressor, list_compressors
+from lrbench.datasets import list_datasets, load_dataset, read_records, to_float
+from lrbench.environment import environment
+from lrbench.factors import Factors, Origin
+from lrbench.im2col import Im2col
+from lrbench.measure.error import relative_error, violations
+from lrbench.store import ResultsFolderError, write_atomically
+
+__all__ = ["main", "measure_sizes"]
+
+BATCH = 100
+
+
+def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: Sequence[float]) -> pd.DataFrame:
+    """Compress the first layer's blocks of all images with every compressor at every tolerance.
+
+    Parameters
+    ----------
+    images : Tensor
+        (N, C, H, W) uint8, N a multiple of 100.
+    compressors : sequence of str
+        Registered names.
+    tolerances : sequence of float
+        Requested relative errors, in (0, 1]; a compressor without a tolerance takes the first one only.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each pair: compressor, eps, guarantee, images; mean_rank; UV_bytes (the numbers of U and V, and of
+        what is stored), held_bytes (all that the factors hold), im2col_bytes and input_bytes, each the mean over
+        batches of 100; cut_im2col and cut_input of UV_bytes; error_median, error_max, violations; share_own,
+        share_escalated, share_stored.
+
+    Raises
+    ------
+    ValueError
+        If there is no whole batch.
+    """
+    if len(images) == 0 or len(images) % BATCH:
+        raise ValueError(f"there are {len(images)} images: give a positive multiple of {BATCH}")
+    cells = [(name, eps) for name in compressors for eps in tolerances]
+    cells = [(name, eps) for name, eps in cells if get_compressor(name).uses_eps or eps == tolerances[0]]
+    rows = []
+    for name, eps in tqdm(cells, unit="cell", disable=None):
+        compressor = get_compressor(name, eps=eps)
+        seen: list[tuple[torch.Tensor, ...]] = []
+        sizes: list[dict[str, int]] = []
+        for batch in images.split(BATCH):
+            blocks = Im2col(to_float(batch), kernel_size=3, padding=1)
+            factors = compressor.compress(blocks)
+            sizes.append(
+                {
+                    "UV_bytes": _numbers(factors) * factors.U.itemsize,
+                    "held_bytes": factors.nbytes,
+                    "im2col_bytes": blocks.shape.numel() * blocks.dtype.itemsize,
+                    "input_bytes": blocks.tensor.nbytes,
+                }
+            )
+            seen.append((factors.ranks, relative_error(blocks, factors), factors.origin))
+        bytes_ = {str(key): round(mean) for key, mean in pd.DataFrame(sizes).mean().items()}
+        ranks, errors, origins = (torch.cat(part) for part in zip(*seen, strict=True))
+        rows.append(
+            {
+                "compressor": name,
+                "eps": eps if compressor.uses_eps else None,
+                "guarantee": compressor.guarantee,
+                "images": len(images),
+                "mean_rank": ranks.double().mean().item(),
+                **bytes_,
+                "cut_im2col": 1 - bytes_["UV_bytes"] / bytes_["im2col_bytes"],
+                "cut_input": 1 - bytes_["UV_bytes"] / bytes_["input_bytes"],
+                "error_median": errors.median().item(),
+                "error_max": errors.max().item(),
+                "violations": violations(errors, eps) if compressor.uses_eps else None,
+                **{f"share_{o.name.lower()}": (origins == int(o)).double().mean().item() for o in Origin},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _numbers(factors: Factors) -> int:
+    """How many numbers stand for the blocks: those of U and V, and of what is kept."""
+    return factors.U.numel() + factors.V.numel() + (0 if factors.kept is None else factors.kept.tensor.numel())
+
+
+def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
+    lines = [
+        "# Bytes of layer 1, for 100 images",
+        "",
+        f"{table['images'].iloc[0]} images of {source}, pixels in [0, 1], blocks 27 x 1024, float32.",
+        "",
+        "| compressor | eps | mean rank | U and V, bytes | cut vs im2col | cut vs the input "
+        "| median error | worst error | above eps | own / escalated / stored |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in table.to_dict("records"):
+        counted = "–" if pd.isna(row["violations"]) else f"{row['violations']:.0f} of {row['images']}"
+        shares = " / ".join(f"{100 * row[f'share_{origin.name.lower()}']:.1f}" for origin in Origin)
+        eps = "–" if pd.isna(row["eps"]) else f"{row['eps']:g}"
+        lines.append(
+            f"| {row['compressor']} | {eps} | {row['mean_rank']:.2f} | {row['UV_bytes']:,} | {row['cut_im2col']:.3f} "
+            f"| {row['cut_input']:.2f} | {row['error_median']:.4f} | {row['error_max']:.4f} | {counted} | {shares} % |"
+        )
+    cuts = [1 - paper.FACTOR_BYTES / whole for whole in (paper.IM2COL_BYTES, paper.INPUT_BYTES)]
+    lines += [
+        f"| the paper's ACA | {paper.EPS} | – | {paper.FACTOR_BYTES:,} | {cuts[0]:.3f} | {cuts[1]:.2f} "
+        "| – | – | – | – |",
+        "",
+        "A cut is 1 − bytes / denominator; below 0 the factors are larger than the input, which is what PyTorch's own "
+        "convolution keeps. A stored block is counted with the numbers of its image.",
+        "",
+        f"`{command}`, lrbench {environment()['lrbench']}, commit {environment()['commit']}, "
+        f"torch {environment()['torch']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; give its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m lrbench.sizes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--records", type=Path, metavar="FILE", help="a file in CIFAR-10's binary layout, of any number of records")
+    add("--dataset", choices=list_datasets(), default="photos", help="else the training images of a dataset")
+    add("--data-dir", type=Path, metavar="DIR")
+    add("--compressors", nargs="+", metavar="NAME", default=list_compressors())
+    add("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
+    add("--out", type=Path, metavar="DIR", help="where sizes.csv and sizes.md go; without it the table is printed only")
+    options = parser.parse_args(arguments)
+    command = shlex.join(["python", "-m", "lrbench.sizes", *arguments])
+    try:
+        images, source = _images(options)
+        table = measure_sizes(images[: len(images) // BATCH * BATCH], options.compressors, options.eps)
+        text = _markdown(table, source, command)
+        print(text)
+        if options.out is not None:
+            try:
+                options.out.mkdir(parents=True, exist_ok=True)
+                write_atomically(options.out / "sizes.csv", table.to_csv(index=False))
+                write_atomically(options.out / "sizes.md", text)
+            except OSError as error:
+                raise ResultsFolderError(f"{options.out} cannot be written ({error.strerror}): name another") from error
+    except (ValueError, LookupError, TypeError, ResultsFolderError) as error:
+        print(f"lrbench.sizes: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _images(options: argparse.Namespace) -> tuple[torch.Tensor, str]:
+    """Give the images, and where they are from in words."""
+    if options.records is not None:
+        images, _ = read_records(options.records)
+        path: Path = options.records.resolve()
+        folder = path.parent.parent if path.parent.name == "cifar-10-batches-bin" else path.parent
+        digest: Any = hashlib.sha256(path.read_bytes()).hexdigest()
+        return images, f"{path.name} of the folder {folder.name} (SHA-256 {digest})"
+    data = load_dataset(options.dataset, options.data_dir)
+    return data.train_images, f"{data.name}, {data.source} (SHA-256 {data.sha256})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
