@@ -127,6 +127,9 @@ def _notices(studies: Sequence[Study], records: Sequence[Record], left_out: int)
     notices = []
     if "photos" in _values(records, "dataset"):
         notices.append(PHOTOS)
+    folders = {data["source"] for record in records if str((data := record["data"])["source"]).startswith("folder ")}
+    for source in sorted(folders):
+        notices.append(f"The data are those of the {source}, not the official archive: see below for their SHA-256.")
     if len(studies) > 1:
         notices.append(
             f"The folder holds {len(studies)} settings. They are reported one after the other; nothing is compared or "

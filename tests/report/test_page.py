@@ -212,3 +212,12 @@ def test_the_report_never_imports_torch() -> None:
 
 def test_realistic_records_have_their_ids() -> None:
     assert len({record["id"] for record in realistic_records()}) == 22
+
+
+def test_data_that_are_not_the_official_archive_are_named_at_the_top(report_of: Callable[..., str]) -> None:
+    record = make_record("000000")
+    record["data"]["source"] = "folder cifar-10-copy"
+    html = report_of(record)
+    assert "The data are those of the folder cifar-10-copy, not the official archive" in html
+    record["data"]["source"] = "the official binary archive (MD5 c32a)"
+    assert "not the official archive" not in report_of(record)

@@ -1,0 +1,64 @@
+"""The README shows what is so: its examples run, its tables stand in the results that it names."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import lrbench
+from lrbench import compressors
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_it_was():
+    lrbench.list_compressors()
+    before = dict(compressors._classes)
+    yield
+    compressors._classes.clear()
+    compressors._classes.update(before)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.strip().splitlines()[-1][:40])
+def test_an_example_runs_as_it_stands(example):
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_compressor_that_the_readme_adds_is_short_and_keeps_its_promise_by_its_own_means():
+    (text,) = [example for example in EXAMPLES if "lrbench.register" in example]
+    assert len(text.strip().splitlines()) < 25
+    exec(compile(text, "README.md", "exec"), {})
+    torch.manual_seed(0)
+    images = torch.rand(20, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    blocks = lrbench.Im2col(images, 3, padding=1)
+    factors = lrbench.get_compressor("longest-columns", eps=0.2).compress(blocks)
+    assert lrbench.relative_error(blocks, factors).max() <= 0.2
+    assert (factors.origin == lrbench.Origin.OWN).all()
+
+
+def rows_of(text):
+    return {line.strip() for line in text.splitlines() if re.match(r"\| [^`]*\d", line)}
+
+
+def test_every_row_of_numbers_stands_in_the_results_that_the_readme_names():
+    named = [ROOT / path for path in re.findall(r"\]\((results/[^)]*\.md)\)", README)]
+    assert len(named) >= 2
+    results = set().union(*(rows_of(path.read_text(encoding="utf-8")) for path in named))
+    rows = rows_of(README)
+    assert len(rows) > 6
+    assert rows <= results
+
+
+def test_every_file_and_command_that_the_readme_names_is_there():
+    for path in re.findall(r"\]\(((?!http)[^)]*)\)", README):
+        assert (ROOT / path).exists(), path
+    for module in set(re.findall(r"python -m (lrbench\.\w+)", README)):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists() or (
+            ROOT / module.replace(".", "/") / "__main__.py"
+        ).exists(), module
+    for name in compressors._classes:
+        assert f"`{name}`" in README or name.startswith("test"), name
