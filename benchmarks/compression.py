@@ -7,10 +7,12 @@ import lrbench
 
 from .inputs import LAYERS, layer_inputs, rotate
 
+EPS = 0.1
+
 
 class _Compression:
-    params = (lrbench.list_compressors(), list(LAYERS), [0.1, 0.3])
-    param_names = ("compressor", "block", "eps")
+    params = (lrbench.list_compressors(), list(LAYERS))
+    param_names = ("compressor", "block")
 
     def setup_cache(self) -> dict[str, np.ndarray]:
         inputs = layer_inputs()
@@ -18,10 +20,8 @@ class _Compression:
             lrbench.get_compressor(name).compress(torch.rand(2, 4, 5))
         return inputs
 
-    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
-        self.compressor = lrbench.get_compressor(name, eps=eps)
-        if not self.compressor.uses_eps and eps != self.params[2][0]:
-            raise NotImplementedError(f"{name} has no tolerance: it is measured once")
+    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str) -> None:
+        self.compressor = lrbench.get_compressor(name, eps=EPS)
         self.batches = rotate(inputs[block])
 
     def run(self) -> tuple[lrbench.Im2col, lrbench.Factors]:
@@ -32,18 +32,18 @@ class _Compression:
 class Time(_Compression):
     """Seconds for a batch."""
 
-    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
-        super().setup(inputs, name, block, eps)
+    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str) -> None:
+        super().setup(inputs, name, block)
         self.run()
 
-    def time_compress(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
+    def time_compress(self, inputs: dict[str, np.ndarray], name: str, block: str) -> None:
         self.run()
 
 
 class Memory(_Compression):
     """Peak memory of the process; what the process takes without compressing is ``peakmem_baseline``."""
 
-    def peakmem_compress(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
+    def peakmem_compress(self, inputs: dict[str, np.ndarray], name: str, block: str) -> None:
         self.run()
 
 
@@ -66,20 +66,20 @@ class Baseline:
 class Quality(_Compression):
     """What compression gave."""
 
-    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> None:
-        super().setup(inputs, name, block, eps)
+    def setup(self, inputs: dict[str, np.ndarray], name: str, block: str) -> None:
+        super().setup(inputs, name, block)
         self.blocks, self.factors = self.run()
 
-    def track_rank(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+    def track_rank(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
         return self.factors.ranks.double().mean().item()
 
-    def track_error(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+    def track_error(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
         return lrbench.relative_error(self.blocks, self.factors).max().item()
 
-    def track_cut_im2col(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+    def track_cut_im2col(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
         return 1 - self.factors.nbytes / (self.blocks.shape.numel() * self.blocks.dtype.itemsize)
 
-    def track_cut_input(self, inputs: dict[str, np.ndarray], name: str, block: str, eps: float) -> float:
+    def track_cut_input(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
         return 1 - self.factors.nbytes / self.blocks.tensor.nbytes
 
     track_rank.unit = "mean rank"
