@@ -17,11 +17,12 @@ from lrbench.compressors import (
     register,
 )
 from lrbench.conv import compressed_layers, unwrap, wrap
-from lrbench.factors import Factors, LowRank, Origin
+from lrbench.factors import Basis, Factors, LowRank, Origin
 from lrbench.im2col import Geometry, Im2col
 from lrbench.measure.error import relative_error
 
 __all__ = [
+    "Basis",
     "Compressor",
     "DenseBlocks",
     "Factors",

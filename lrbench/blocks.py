@@ -2,14 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from lrbench.kernels import magnitude
+
 __all__ = [
     "Blocks",
     "DenseBlocks",
+    "ScaledBlocks",
     "aligned",
     "aligned_copy",
     "aligned_product",
@@ -17,6 +21,7 @@ __all__ = [
     "block_norms",
     "each_block",
     "index_per_block",
+    "largest_magnitudes",
     "scale_by_power_of_two",
 ]
 
@@ -216,7 +221,7 @@ class DenseBlocks(Blocks):
 
     def abs_max(self) -> Tensor:
         """Largest magnitude in each block, (N,)."""
-        return self._values.abs().amax((1, 2))
+        return largest_magnitudes(self._values)
 
     def scaled(self, exponent: Tensor) -> "DenseBlocks":
         """Block i times 2**exponent[i]."""
@@ -239,6 +244,102 @@ class DenseBlocks(Blocks):
 
     def _strip(self, blocks: slice, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
         return aligned_copy(self._values[blocks, rows, columns], dtype)
+
+
+class ScaledBlocks(Blocks):
+    """Blocks times powers of two, scaled when somebody reads them.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        N blocks, m x n.
+    exponent : Tensor
+        (N,) int64: block i is 2**exponent[i] times ``blocks``' block i.
+    """
+
+    def __init__(self, blocks: Blocks, exponent: Tensor) -> None:
+        self.original, self.exponent = blocks, exponent
+        self.groups = blocks.groups
+
+    @cached_property
+    def _scaled(self) -> Blocks:
+        return self.original.scaled(self.exponent)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, m, n)."""
+        return self.original.shape
+
+    @property
+    def tensor(self) -> Tensor:
+        """The scaled numbers, in memory of their own."""
+        return self._scaled.tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the numbers."""
+        return self.original.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.original.device
+
+    def dense(self) -> Tensor:
+        """Form the blocks, a new (N, m, n) tensor."""
+        return self._scaled.dense()
+
+    def rows(self, i: Index) -> Tensor:
+        """Row ``i`` of every block, (N, n)."""
+        return self._scaled.rows(i)
+
+    def columns(self, j: Index) -> Tensor:
+        """Column ``j`` of every block, (N, m)."""
+        return self._scaled.columns(j)
+
+    def select(self, index: Tensor | slice) -> "ScaledBlocks":
+        """The blocks at ``index``."""
+        return ScaledBlocks(self.original.select(index), self.exponent[index])
+
+    def like(self, tensor: Tensor) -> Blocks:  # type: ignore[override]
+        """Blocks of the same layout over another backing tensor."""
+        return self._scaled.like(tensor)
+
+    def abs_max(self) -> Tensor:
+        """Largest magnitude in each block, (N,)."""
+        return self._scaled.abs_max()
+
+    def scaled(self, exponent: Tensor) -> Blocks:
+        """Block i times 2**exponent[i]."""
+        return self._scaled.scaled(exponent)
+
+    def squared_norm(self) -> Tensor:
+        """Squared Frobenius norms, (N,) float64."""
+        return self._scaled.squared_norm()
+
+    def matmul(self, weight: Tensor) -> Tensor:
+        """W D_i: (K, m) -> (N, K, n)."""
+        return self._scaled.matmul(weight)
+
+    def grad_weight(self, grad: Tensor) -> Tensor:
+        """Σ_i G_i D_iᵀ: (N, K, n) -> (K, m)."""
+        return self._scaled.grad_weight(grad)
+
+    def strips(
+        self, along: Literal["rows", "columns"], dtype: torch.dtype = torch.float64
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Read all blocks once, a bounded strip at a time."""
+        return self._scaled.strips(along, dtype)
+
+    def _strip(self, blocks: slice, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        return self._scaled._strip(blocks, rows, columns, dtype)
+
+
+def largest_magnitudes(values: Tensor) -> Tensor:
+    """Largest magnitude among ``values[i]``, (N,), of their dtype; not finite if one of them is not."""
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and values[:1].numel():
+        return magnitude.largest_magnitudes(values)
+    return values.abs().flatten(1).amax(1)
 
 
 def as_blocks(blocks: Blocks | Tensor) -> Blocks:

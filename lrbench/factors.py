@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, DenseBlocks
 from lrbench.im2col import Geometry, Im2col
 
-__all__ = ["Factors", "LowRank", "Origin"]
+__all__ = ["Basis", "Factors", "LowRank", "Origin"]
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -67,6 +67,8 @@ class LowRank:
     @classmethod
     def concatenate(cls, parts: "list[LowRank]") -> "LowRank":
         """Join batches of blocks of one shape."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("U", "V", "ranks")))
 
     @property
@@ -105,6 +107,25 @@ class LowRank:
         where = torch.arange(len(self.ranks), device=index.device)
         where[index] = len(self.ranks) + torch.arange(len(index), device=index.device)
         return LowRank.concatenate([self, other]).select(where)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """One side of the factors; the other is the blocks' projection on it, which the certificate computes.
+
+    Attributes
+    ----------
+    side : {"rows", "columns"}
+        Whether the vectors are columns of U_i, so that V_i = U_iᵀ D_i, or rows of V_i, so that U_i = D_i V_iᵀ.
+    vectors : Tensor
+        (N, k, m) or (N, k, n) float64, of which the leading ``ranks[i]`` rows, orthonormal, are block i's.
+    ranks : Tensor
+        (N,) int64, the r_i <= k.
+    """
+
+    side: Literal["rows", "columns"]
+    vectors: Tensor
+    ranks: Tensor
 
 
 class _Kept(NamedTuple):

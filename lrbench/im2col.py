@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from lrbench.blocks import Blocks, Index, aligned, each_block, index_per_block, scale_by_power_of_two
+from lrbench.blocks import (
+    Blocks,
+    Index,
+    aligned,
+    each_block,
+    index_per_block,
+    largest_magnitudes,
+    scale_by_power_of_two,
+)
 
 __all__ = ["Geometry", "Im2col", "break_even_rank"]
 
@@ -263,11 +271,10 @@ class Im2col(Blocks):
 
     def abs_max(self) -> Tensor:
         """Largest magnitude in each block, (N·groups,); pixels that no window reaches do not count."""
-        magnitude = self.images.abs()
-        reached = self._multiplicity() > 0
+        images, reached = self.images, self._multiplicity() > 0
         if not bool(reached.all()):
-            magnitude = torch.where(reached, magnitude, magnitude.new_zeros(()))
-        return magnitude.amax((1, 2, 3))
+            images = torch.where(reached, images, images.new_zeros(()))
+        return largest_magnitudes(images)
 
     def scaled(self, exponent: Tensor) -> "Im2col":
         """Block i times 2**exponent[i], over padded images, so that every later reading is a view."""

@@ -47,7 +47,8 @@ def test_a_record_holds_the_steps_time_and_its_parts_beside_the_plain_one(record
     assert step["wrapped_ms"]["q25"] <= step["wrapped_ms"]["median"] <= step["wrapped_ms"]["q75"]
     assert step["plain_ms"]["median"] > 0
     assert step["ratio"]["median"] > 0
-    assert min(step["lowering_ms"], step["compressing_ms"], step["rest_ms"]) > 0
+    assert min(step["compressing_ms"], step["rest_ms"]) > 0
+    assert step["lowering_ms"] == 0  # on a CPU the method lowers nothing
     assert len(step["layers"]) == 3
 
 

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lrbench.blocks import Blocks, as_blocks, block_norms
-from lrbench.compressors.certificate import residual_norms, unscaled
+from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
+from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import truncated_svd
-from lrbench.factors import Factors, LowRank, Origin
+from lrbench.factors import Basis, Factors, LowRank, Origin
 
 __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError"]
 
@@ -61,6 +61,8 @@ class Compressor(ABC):
         whole. None: no promise.
     uses_eps : bool
         Whether ``eps`` changes the result.
+    forms_blocks : bool
+        Whether ``factorize`` may form all blocks that it is given, even on a CPU: they come in smaller slices then.
     version : int
         Of the algorithm: raised whenever its results change, so that stored results are not taken for new ones.
     name : str
@@ -69,6 +71,7 @@ class Compressor(ABC):
 
     guarantee: ClassVar[Guarantee] = None
     uses_eps: ClassVar[bool] = True
+    forms_blocks: ClassVar[bool] = True
     version: ClassVar[int] = 1
     name: ClassVar[str] = ""
 
@@ -82,7 +85,7 @@ class Compressor(ABC):
         return f"{type(self).__name__}(eps={self.eps:g})"
 
     @abstractmethod
-    def factorize(self, blocks: Blocks) -> LowRank:
+    def factorize(self, blocks: Blocks) -> LowRank | Basis:
         """Approximate blocks by factors, to the relative error ``self.eps``.
 
         Parameters
@@ -92,8 +95,8 @@ class Compressor(ABC):
 
         Returns
         -------
-        LowRank
-            The factors, in the blocks' dtype or a wider one.
+        LowRank or Basis
+            The factors, in the blocks' dtype or a wider one; or one side of them alone, if the other is its projection.
         """
 
     def compress(self, blocks: Blocks | Tensor, *, nonfinite: Literal["raise", "keep"] = "raise") -> Factors:
@@ -154,7 +157,8 @@ class Compressor(ABC):
             finite = blocks
         exponent = torch.frexp(magnitude).exponent.to(torch.int64)
         limit = WORKSPACE_BYTES.get(blocks.device.type, 1 << 30)
-        step = max(1, limit // (8 * (m * n + min(m, n) ** 2)))
+        formed = m * n if self.forms_blocks or blocks.device.type != "cpu" else 0
+        step = max(1, limit // (8 * (formed + min(m, n) ** 2)))
         parts, origins = [], []
         for start in range(0, N, step):
             part = slice(start, min(start + step, N))
@@ -168,32 +172,28 @@ class Compressor(ABC):
 
     def _certified(self, blocks: Blocks, exponent: Tensor) -> tuple[LowRank, Tensor]:
         """Factors of some blocks that keep the tolerance, or none where a block is to be stored, and the origins."""
-        dtype = blocks.dtype
-        # The method gets blocks of its own: it may work in place, and the check must not see what it left.
-        work = blocks.scaled(-exponent)
-        theirs = blocks.scaled(-exponent)
+        work = ScaledBlocks(blocks, -exponent)
         origin = torch.full((len(work),), int(Origin.OWN), dtype=torch.uint8, device=work.device)
-        if self.guarantee != "block":
-            return _rounded(self.factorize(theirs), dtype, exponent), origin
-        norms = block_norms(work)
-        if self.eps == 1:
+        if self.eps == 1 and self.guarantee == "block":
             return self._empty(work), origin
-        factors = _rounded(self.factorize(theirs), dtype, exponent)
+        # The method gets blocks of its own: it may work in place, and the check must not see what it left.
+        proposal = self.factorize(ScaledBlocks(blocks, -exponent))
+        if self.guarantee != "block":
+            return stored(work, proposal, exponent), origin
+        factors, kept = check(work, proposal, exponent, self.eps)
         fits = _fits(factors.ranks, work)
-        kept = residual_norms(work, factors, exponent) <= self.eps * norms
         # The SVD again, ever further inside the tolerance, where rounding to the stored dtype broke it.
         for inside in (1.0, 0.99, 0.9, 0.5, 0.1):
             failed = (fits & ~kept).nonzero()[:, 0]
             if len(failed) == 0:
                 break
             again = work.select(failed)
-            better = _rounded(truncated_svd(again, inside * self.eps), dtype, exponent[failed])
-            factors = factors.replace(failed, better)
+            better = check(again, truncated_svd(again, inside * self.eps), exponent[failed], self.eps)
+            factors = factors.replace(failed, better.factors)
             origin[failed] = int(Origin.ESCALATED)
-            fits[failed] = _fits(better.ranks, work)
-            kept[failed] = residual_norms(again, better, exponent[failed]) <= self.eps * norms[failed]
-        stored = ~(fits & kept)
-        origin[stored] = int(Origin.STORED)
+            fits[failed] = _fits(better.factors.ranks, work)
+            kept[failed] = better.kept
+        origin[~(fits & kept)] = int(Origin.STORED)
         return factors, origin
 
     def _assemble(self, blocks: Blocks, low_rank: LowRank, origin: Tensor) -> Factors:
@@ -211,11 +211,6 @@ class Compressor(ABC):
         N, m, n = blocks.shape
         ranks = torch.zeros(N, dtype=torch.int64, device=blocks.device)
         return LowRank(blocks.tensor.new_empty(0, m), blocks.tensor.new_empty(0, n), ranks)
-
-
-def _rounded(low_rank: LowRank, dtype: torch.dtype, exponent: Tensor) -> LowRank:
-    """The factors as they will be stored."""
-    return unscaled(LowRank(low_rank.U.to(dtype), low_rank.V.to(dtype), low_rank.ranks), exponent)
 
 
 def _fits(ranks: Tensor, blocks: Blocks) -> Tensor:

@@ -1,18 +1,102 @@
 """The check: how far factors are, as stored, from the blocks that they stand for."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from lrbench.blocks import Blocks, scale_by_power_of_two
-from lrbench.factors import LowRank
+from lrbench.blocks import Blocks, aligned_copy, scale_by_power_of_two
+from lrbench.factors import Basis, LowRank
+from lrbench.kernels.lowered import Lowered
 
-__all__ = ["residual_norms", "unscaled"]
+__all__ = ["Checked", "check", "residual_norms", "stored", "unscaled"]
+
+IDENTITY_LIMIT = 1e-6
+"""Below this eps the residual is formed; above, the loss of a projection may be told from its factors."""
+
+
+class Checked(NamedTuple):
+    """Factors as they are to be stored, and what they lose.
+
+    Attributes
+    ----------
+    factors : LowRank
+        In the scale of the original blocks.
+    kept : Tensor
+        (N,) bool: whether ‖D − UV‖_F ≤ eps ‖D‖_F.
+    """
+
+    factors: LowRank
+    kept: Tensor
+
+
+def check(blocks: Blocks, proposal: LowRank | Basis, exponent: Tensor, eps: float) -> Checked:
+    """Round what a method proposes to what will be stored, and find out in float64 whether that keeps a tolerance.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The blocks D_i, scaled to a largest magnitude near one.
+    proposal : LowRank or Basis
+        Of these blocks.
+    exponent : Tensor
+        (N,) int64: the original blocks are 2**e_i times as large.
+    eps : float
+        The tolerance, in (0, 1].
+    """
+    if isinstance(proposal, LowRank):
+        factors = stored(blocks, proposal, exponent)
+        squared, energy = _residuals(blocks, factors, exponent)
+        return Checked(factors, squared <= eps**2 * energy)
+    factors, squared, energy = _projected(blocks, proposal, exponent)
+    kept = squared <= eps**2 * energy
+    # Where rounding might decide, and where squares no longer tell, the residual decides.
+    near = (~kept if eps >= IDENTITY_LIMIT else torch.ones_like(kept)).nonzero()[:, 0]
+    if len(near):
+        squared, energy = _residuals(blocks.select(near), factors.select(near), exponent[near])
+        kept[near] = squared <= eps**2 * energy
+    return Checked(factors, kept)
+
+
+def stored(blocks: Blocks, proposal: LowRank | Basis, exponent: Tensor) -> LowRank:
+    """What a method proposes, in the blocks' dtype and in the scale of the original blocks."""
+    if isinstance(proposal, Basis):
+        return _projected(blocks, proposal, exponent)[0]
+    rounded = LowRank(proposal.U.to(blocks.dtype), proposal.V.to(blocks.dtype), proposal.ranks)
+    return unscaled(rounded, exponent)
+
+
+def _projected(blocks: Blocks, basis: Basis, exponent: Tensor) -> tuple[LowRank, Tensor, Tensor]:
+    """The factors that a basis gives, bounds of ‖D − UV‖_F², and the ‖D‖_F²."""
+    lowered = Lowered.of(blocks)
+    if lowered is not None:
+        U, V, squared, energy = lowered.project(basis.side, basis.vectors, basis.ranks, exponent, blocks.dtype)
+        return LowRank(U, V, basis.ranks), squared, energy
+
+    def project(index: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        # Rounded first: what is projected on is what is stored.
+        vectors = aligned_copy(basis.vectors[index, :r].to(blocks.dtype))
+        some = blocks.select(index)
+        if basis.side == "rows":
+            return vectors.mT, some.left_product(vectors.mT)
+        return some.right_product(vectors), vectors
+
+    factors = stored(blocks, LowRank.by_rank(basis.ranks, project), exponent)
+    return factors, *_residuals(blocks, factors, exponent)
+
+
+def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor) -> tuple[Tensor, Tensor]:
+    """‖D − 2**(−e) UV‖_F² and ‖D‖_F², (N,) float64."""
+    lowered = Lowered.of(blocks)
+    if lowered is not None:
+        return lowered.residuals(factors.U, factors.V, factors.ranks, exponent)
+    return _formed(blocks, factors, exponent), blocks.squared_norm()
 
 
 def residual_norms(blocks: Blocks, low_rank: LowRank, exponent: Tensor) -> Tensor:
     """Frobenius norms of D_i − 2**(−e_i) U_i V_i, computed in float64 from the factors as they are stored.
 
-    The residual itself is formed, a strip at a time: no identity with a cancellation in it stands between the
+    The residual itself is formed, a part at a time: no identity with a cancellation in it stands between the
     factors and the verdict. Its rounding error is of the order of 1e-16 ‖D_i‖.
 
     Parameters
@@ -29,6 +113,11 @@ def residual_norms(blocks: Blocks, low_rank: LowRank, exponent: Tensor) -> Tenso
     Tensor
         (N,) float64; NaN or infinite where a factor is.
     """
+    return _residuals(blocks, low_rank, exponent)[0].sqrt()
+
+
+def _formed(blocks: Blocks, low_rank: LowRank, exponent: Tensor) -> Tensor:
+    """Squared norms of the residuals, in plain torch."""
     total = torch.zeros(len(blocks), dtype=torch.float64, device=blocks.device)
     ranks, offsets = low_rank.ranks, low_rank.offsets.tolist()
     held = slice(0, 0)
@@ -41,7 +130,7 @@ def residual_norms(blocks: Blocks, low_rank: LowRank, exponent: Tensor) -> Tenso
             V = scale_by_power_of_two(V, -exponent[part])
         D.baddbmm_(U.mT, V[:, :, columns], alpha=-1)
         total[part] += D.square_().sum((1, 2))
-    return total.sqrt()
+    return total
 
 
 def unscaled(low_rank: LowRank, exponent: Tensor) -> LowRank:

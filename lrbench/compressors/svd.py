@@ -4,7 +4,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.spectral import truncated_svd
-from lrbench.factors import LowRank
+from lrbench.factors import Basis, LowRank
 
 
 @register("svd")
@@ -18,7 +18,9 @@ class TruncatedSVD(Compressor):
     """
 
     guarantee = "block"
+    forms_blocks = False
+    version = 2
 
-    def factorize(self, blocks: Blocks) -> LowRank:
+    def factorize(self, blocks: Blocks) -> LowRank | Basis:
         """See :func:`lrbench.compressors.spectral.truncated_svd`."""
         return truncated_svd(blocks, self.eps)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lrbench.blocks import Blocks, as_blocks, block_norms, scale_by_power_of_two
+from lrbench.blocks import Blocks, ScaledBlocks, as_blocks, block_norms, scale_by_power_of_two
 from lrbench.compressors.certificate import residual_norms
 from lrbench.factors import Factors
 
@@ -42,7 +42,7 @@ def relative_error(blocks: Blocks | Tensor, factors: Factors) -> Tensor:
         blocks = blocks.like(blocks.tensor.to(torch.float32))
     magnitude = blocks.abs_max()
     exponent = torch.where(torch.isfinite(magnitude), torch.frexp(magnitude).exponent, 0).to(torch.int64)
-    work = blocks.scaled(-exponent)
+    work = ScaledBlocks(blocks, -exponent)
     residual = residual_norms(work, factors.low_rank(), exponent)
     if factors.kept is not None:
         # Kept blocks have no factors: what is kept is compared with what was given.

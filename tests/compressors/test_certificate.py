@@ -16,8 +16,13 @@ import lrbench.compressors
 import lrbench.compressors.base
 from lrbench import LowRank, Origin
 from lrbench.blocks import Blocks
-from lrbench.compressors.certificate import residual_norms, unscaled
+from lrbench.compressors.certificate import residual_norms, stored, unscaled
 from lrbench.compressors.spectral import truncated_svd
+
+
+def svd_factors(blocks: Blocks, eps: float) -> LowRank:
+    """Both sides of the truncated SVD, of blocks of moderate scale."""
+    return stored(blocks, truncated_svd(blocks, eps), torch.zeros(len(blocks), dtype=torch.int64))
 
 
 class Proposal(lrbench.Compressor):
@@ -26,7 +31,7 @@ class Proposal(lrbench.Compressor):
     spoil: Callable[[LowRank], LowRank]
 
     def factorize(self, blocks: Blocks) -> LowRank:
-        return type(self).spoil(truncated_svd(blocks, self.eps))
+        return type(self).spoil(svd_factors(blocks, self.eps))
 
 
 SPOILS: dict[str, Callable[[LowRank], LowRank]] = {
@@ -99,7 +104,7 @@ def test_a_proposal_larger_than_the_block_is_stored_without_ado() -> None:
         guarantee = "block"
 
         def factorize(self, blocks: Blocks) -> LowRank:
-            return truncated_svd(blocks, 1e-12)
+            return svd_factors(blocks, 1e-12)
 
     D = torch.cat([family("random_matrix", torch.float64, 0), torch.zeros(1, 15, 22, dtype=torch.float64)])
     factors = Whole(eps=0.9).compress(D)
@@ -129,17 +134,16 @@ def test_the_least_overshoot_is_seen(overshoot: float) -> None:
 def test_residuals_are_those_of_the_stored_factors(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to 1e-12 of the block, whatever the scale, and wherever the strips are cut."""
     blocks = decaying_blocks(dtype)
-    low_rank = truncated_svd(lrbench.DenseBlocks(blocks), 0.2)
-    low_rank = LowRank(low_rank.U.to(dtype), low_rank.V.to(dtype), low_rank.ranks)
+    low_rank = svd_factors(lrbench.DenseBlocks(blocks), 0.2)
     exponent = torch.tensor([0, 40, -40, 101, 3, -80])
-    stored = unscaled(low_rank, exponent)
+    kept = unscaled(low_rank, exponent)
     scales = torch.ldexp(torch.ones(6, dtype=torch.float64), exponent).numpy()
     for limit in (1, 4000, 1 << 20):
         monkeypatch.setattr(lrbench.blocks, "STRIP_BYTES", {"cpu": limit})
-        norms = residual_norms(lrbench.DenseBlocks(blocks), stored, exponent).numpy()
+        norms = residual_norms(lrbench.DenseBlocks(blocks), kept, exponent).numpy()
         for i, D in enumerate(blocks.double().numpy()):
-            rows = slice(int(stored.offsets[i]), int(stored.offsets[i + 1]))
-            approximation = stored.U[rows].T.double().numpy() @ stored.V[rows].double().numpy() / scales[i]
+            rows = slice(int(kept.offsets[i]), int(kept.offsets[i + 1]))
+            approximation = kept.U[rows].T.double().numpy() @ kept.V[rows].double().numpy() / scales[i]
             expected = np.linalg.norm(D - approximation)
             assert norms[i] == pytest.approx(expected, rel=1e-9, abs=1e-12 * np.linalg.norm(D))
 

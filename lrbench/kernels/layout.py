@@ -1,0 +1,92 @@
+"""How a kernel sees blocks: as images that are padded, scaled and widened to float64 one at a time, never lowered.
+
+Row (c, r, s) of a block is the image of channel c, shifted: it begins at ``c·plane + r·dilation·pitch + s·dilation`` of
+the padded image and reads on through whole lines, so that between the H'·W' numbers of a row lie those of the columns
+that padding added. Products run over all of them, and what belongs to those columns is left out at the end.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lrbench.kernels.loops import exact
+
+__all__ = ["Layout", "counts", "offsets", "pad"]
+
+
+class Layout(NamedTuple):
+    """The geometry of a convolution of stride 1, in whole numbers.
+
+    Attributes
+    ----------
+    channels, height, width : int
+        Of an image.
+    R, S : int
+        Kernel size.
+    p, q : int
+        Dilation.
+    top, left : int
+        Zeros in front of the image.
+    lines, columns : int
+        Of the output: H' and W'.
+    """
+
+    channels: int
+    height: int
+    width: int
+    R: int
+    S: int
+    p: int
+    q: int
+    top: int
+    left: int
+    lines: int
+    columns: int
+
+    @property
+    def pitch(self) -> int:
+        """Numbers from one line of a padded image to the next."""
+        return self.columns + (self.S - 1) * self.q
+
+    @property
+    def plane(self) -> int:
+        """Numbers in a channel of a padded image."""
+        return (self.lines + (self.R - 1) * self.p) * self.pitch
+
+    @property
+    def length(self) -> int:
+        """Numbers from the first to the last of a row."""
+        return (self.lines - 1) * self.pitch + self.columns
+
+
+def offsets(layout: Layout) -> np.ndarray[Any, Any]:
+    """Where each row of a block begins in the padded image: (m,) int64."""
+    c, r, s = np.ogrid[: layout.channels, : layout.R, : layout.S]
+    return np.ascontiguousarray(
+        (c * layout.plane + r * layout.p * layout.pitch + s * layout.q).reshape(-1), dtype=np.int64
+    )
+
+
+def counts(layout: Layout) -> np.ndarray[Any, Any]:
+    """How often each number of a padded channel occurs in a block: (plane,) float64."""
+    height = layout.lines + (layout.R - 1) * layout.p
+    out = np.zeros((height, layout.pitch))
+    for r in range(layout.R):
+        for s in range(layout.S):
+            y, x = r * layout.p, s * layout.q
+            out[y : y + layout.lines, x : x + layout.columns] += 1
+    return out.reshape(-1)
+
+
+@exact
+def pad(
+    image: Any, f: float, g: float, pitch: int, plane: int, top: int, left: int, P: Any
+) -> None:  # pragma: no cover
+    """Write an image (C, H, W) times f·g into P, whose frame of zeros stays as it is."""
+    C, H, W = image.shape
+    for c in range(C):
+        for y in range(H):
+            at = c * plane + (y + top) * pitch + left
+            line, into = image[c, y], P[at : at + W]
+            for t in range(W):
+                into[t] = (line[t] * f) * g

@@ -1,0 +1,217 @@
+"""What the kernels are made of: vector loops that the compiler turns into wide instructions, and threads over blocks.
+
+Loops run over slices that begin at 0, because only then does the compiler see that no index is negative.
+"""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+
+__all__ = ["accumulate", "compiled", "correlate", "dot", "exact", "for_parts", "inner", "subtract"]
+
+
+def _sources() -> str:
+    """A digest of all kernels as they stand."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+_stamp = _sources()
+
+
+def _kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    def compile_lazily(function: Callable[..., Any]) -> Any:
+        kernel = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        # What a kernel calls is compiled into it, from whatever file, but Numba would compile it anew only when its own
+        # file changes. Its cache is stamped with all of them.
+        kernel._cache._cache_file._source_stamp = _stamp
+        return kernel
+
+    return compile_lazily
+
+
+compiled = _kernel(fastmath={"reassoc", "contract", "nsz"})
+"""Sums may be reordered; infinities and NaN keep their meaning."""
+
+exact = _kernel(fastmath=False)
+"""Every operation as it is written, also where a :data:`compiled` kernel calls it: it would inherit the liberties."""
+
+
+def for_parts(count: int, work: Callable[[int, int], Any]) -> None:
+    """Call ``work(start, stop)`` on parts of ``range(count)``, as many at a time as torch has threads."""
+    threads = max(1, min(torch.get_num_threads(), count))
+    # Blocks differ in what they cost: a thread that is done takes the next part.
+    parts = min(count, 1 if threads == 1 else _PARTS * threads)
+    numbers = itertools.count()
+
+    def take() -> None:
+        while (k := next(numbers)) < parts:
+            work(k * count // parts, (k + 1) * count // parts)
+
+    others = [_helpers(threads - 1).submit(take) for _ in range(threads - 1)]
+    take()
+    for other in others:
+        other.result()
+
+
+_PARTS = 4
+"""For each thread: few, because every one allocates its own scratch."""
+
+
+@cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="lrbench")
+
+
+# Threads do not survive a fork.
+os.register_at_fork(after_in_child=_helpers.cache_clear)
+
+
+@compiled
+def dot(a: Any, b: Any) -> float:  # pragma: no cover (compiled)
+    """Σ a_t b_t."""
+    total = 0.0
+    for t in range(len(a)):
+        total += a[t] * b[t]
+    return total
+
+
+@compiled
+def inner(rows: Any, count: int, w: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    """``out[i]`` = rows_i · w for the first ``count`` rows."""
+    i = 0
+    while i + 4 <= count:
+        r0, r1, r2, r3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+        for t in range(len(w)):
+            v = w[t]
+            s0 += v * r0[t]
+            s1 += v * r1[t]
+            s2 += v * r2[t]
+            s3 += v * r3[t]
+        out[i], out[i + 1], out[i + 2], out[i + 3] = s0, s1, s2, s3
+        i += 4
+    while i < count:
+        out[i] = dot(rows[i], w)
+        i += 1
+
+
+@compiled
+def subtract(rows: Any, count: int, c: Any, w: Any) -> None:  # pragma: no cover (compiled)
+    """``w`` −= Σ c_i rows_i over the first ``count`` rows."""
+    i = 0
+    while i + 8 <= count:
+        r0, r1, r2, r3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        r4, r5, r6, r7 = rows[i + 4], rows[i + 5], rows[i + 6], rows[i + 7]
+        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
+        c4, c5, c6, c7 = c[i + 4], c[i + 5], c[i + 6], c[i + 7]
+        for t in range(len(w)):
+            w[t] -= (c0 * r0[t] + c1 * r1[t] + c2 * r2[t] + c3 * r3[t]) + (
+                c4 * r4[t] + c5 * r5[t] + c6 * r6[t] + c7 * r7[t]
+            )
+        i += 8
+    while i + 4 <= count:
+        r0, r1, r2, r3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
+        for t in range(len(w)):
+            w[t] -= c0 * r0[t] + c1 * r1[t] + c2 * r2[t] + c3 * r3[t]
+        i += 4
+    while i < count:
+        row, c0 = rows[i], c[i]
+        for t in range(len(w)):
+            w[t] -= c0 * row[t]
+        i += 1
+
+
+@compiled
+def accumulate(P: Any, at: Any, c: Any, d: Any, out: Any, also: Any) -> None:  # pragma: no cover (compiled)
+    """``out[t]`` = Σ_i c_i P[at_i + t] over all i, and ``also`` likewise with d: two for the price of one reading."""
+    length = len(out)
+    for t in range(length):
+        out[t] = 0.0
+        also[t] = 0.0
+    i = 0
+    while i + 9 <= len(at):
+        p0 = P[at[i] : at[i] + length]
+        p1 = P[at[i + 1] : at[i + 1] + length]
+        p2 = P[at[i + 2] : at[i + 2] + length]
+        p3 = P[at[i + 3] : at[i + 3] + length]
+        p4 = P[at[i + 4] : at[i + 4] + length]
+        p5 = P[at[i + 5] : at[i + 5] + length]
+        p6 = P[at[i + 6] : at[i + 6] + length]
+        p7 = P[at[i + 7] : at[i + 7] + length]
+        p8 = P[at[i + 8] : at[i + 8] + length]
+        c0, c1, c2, c3, c4 = c[i], c[i + 1], c[i + 2], c[i + 3], c[i + 4]
+        c5, c6, c7, c8 = c[i + 5], c[i + 6], c[i + 7], c[i + 8]
+        d0, d1, d2, d3, d4 = d[i], d[i + 1], d[i + 2], d[i + 3], d[i + 4]
+        d5, d6, d7, d8 = d[i + 5], d[i + 6], d[i + 7], d[i + 8]
+        for t in range(length):
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = p0[t], p1[t], p2[t], p3[t], p4[t], p5[t], p6[t], p7[t], p8[t]
+            out[t] += (c0 * v0 + c1 * v1 + c2 * v2) + (c3 * v3 + c4 * v4 + c5 * v5) + (c6 * v6 + c7 * v7 + c8 * v8)
+            also[t] += (d0 * v0 + d1 * v1 + d2 * v2) + (d3 * v3 + d4 * v4 + d5 * v5) + (d6 * v6 + d7 * v7 + d8 * v8)
+        i += 9
+    while i < len(at):
+        p0, c0, d0 = P[at[i] : at[i] + length], c[i], d[i]
+        for t in range(length):
+            out[t] += c0 * p0[t]
+            also[t] += d0 * p0[t]
+        i += 1
+
+
+@compiled
+def correlate(P: Any, at: Any, w: Any, x: Any, out: Any, also: Any) -> None:  # pragma: no cover (compiled)
+    """``out[i]`` = Σ_t w[t] P[at_i + t], and ``also`` likewise with x."""
+    length = len(w)
+    i = 0
+    while i + 9 <= len(at):
+        p0 = P[at[i] : at[i] + length]
+        p1 = P[at[i + 1] : at[i + 1] + length]
+        p2 = P[at[i + 2] : at[i + 2] + length]
+        p3 = P[at[i + 3] : at[i + 3] + length]
+        p4 = P[at[i + 4] : at[i + 4] + length]
+        p5 = P[at[i + 5] : at[i + 5] + length]
+        p6 = P[at[i + 6] : at[i + 6] + length]
+        p7 = P[at[i + 7] : at[i + 7] + length]
+        p8 = P[at[i + 8] : at[i + 8] + length]
+        s0, s1, s2, s3, s4, s5, s6, s7, s8 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        z0, z1, z2, z3, z4, z5, z6, z7, z8 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for t in range(length):
+            a, b = w[t], x[t]
+            v0, v1, v2, v3, v4, v5, v6, v7, v8 = p0[t], p1[t], p2[t], p3[t], p4[t], p5[t], p6[t], p7[t], p8[t]
+            s0 += a * v0
+            s1 += a * v1
+            s2 += a * v2
+            s3 += a * v3
+            s4 += a * v4
+            s5 += a * v5
+            s6 += a * v6
+            s7 += a * v7
+            s8 += a * v8
+            z0 += b * v0
+            z1 += b * v1
+            z2 += b * v2
+            z3 += b * v3
+            z4 += b * v4
+            z5 += b * v5
+            z6 += b * v6
+            z7 += b * v7
+            z8 += b * v8
+        out[i], out[i + 1], out[i + 2], out[i + 3], out[i + 4] = s0, s1, s2, s3, s4
+        out[i + 5], out[i + 6], out[i + 7], out[i + 8] = s5, s6, s7, s8
+        also[i], also[i + 1], also[i + 2], also[i + 3], also[i + 4] = z0, z1, z2, z3, z4
+        also[i + 5], also[i + 6], also[i + 7], also[i + 8] = z5, z6, z7, z8
+        i += 9
+    while i < len(at):
+        out[i] = dot(w, P[at[i] : at[i] + length])
+        also[i] = dot(x, P[at[i] : at[i] + length])
+        i += 1

@@ -1,0 +1,163 @@
+"""From blocks to what the kernels read, and calls of the kernels on all of torch's threads."""
+
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
+from lrbench.im2col import Im2col
+from lrbench.kernels import project, spectral
+from lrbench.kernels.layout import Layout, counts, offsets
+from lrbench.kernels.loops import for_parts
+
+__all__ = ["Lowered"]
+
+Array = NDArray[Any]
+
+
+class Lowered(NamedTuple):
+    """Blocks on a CPU as the kernels read them.
+
+    Attributes
+    ----------
+    images : array
+        (N, C, H, W), contiguous, float32 or float64. A plain block m x n is an image of m channels and one line.
+    exponent : array
+        (N,) int64: the blocks are 2**exponent times what the images are lowered to.
+    layout : Layout
+    """
+
+    images: Array
+    exponent: Array
+    layout: Layout
+
+    @classmethod
+    def of(cls, blocks: Blocks) -> "Lowered | None":
+        """Read blocks, if they are on a CPU and in a dtype that the kernels take."""
+        if blocks.device.type != "cpu" or blocks.dtype not in (torch.float32, torch.float64):
+            return None
+        exponent = np.zeros(len(blocks), np.int64)
+        while isinstance(blocks, ScaledBlocks):
+            exponent += blocks.exponent.numpy()
+            blocks = blocks.original
+        if isinstance(blocks, Im2col) and blocks.geometry.stride == (1, 1):
+            g = blocks.geometry
+            natural = g.padding_mode == "zeros" and min(g.padding) >= 0
+            images = (blocks.images if natural else g.pad(blocks.images)).contiguous().numpy()
+            left, _, top, _ = g.padding if natural else (0, 0, 0, 0)
+            (C, H, W), (R, S), (p, q) = images.shape[1:], g.kernel_size, g.dilation
+            layout = Layout(C, H, W, R, S, p, q, top, left, *blocks.output_size)
+        else:
+            values = blocks.tensor if isinstance(blocks, DenseBlocks) else blocks.dense()
+            images = values.contiguous().unsqueeze(2).numpy()
+            layout = Layout(images.shape[1], 1, images.shape[3], 1, 1, 1, 1, 0, 0, 1, images.shape[3])
+        return cls(images, exponent, layout)
+
+    def bases(self, side: Literal["rows", "columns"], eps: float) -> tuple[Tensor, Tensor]:
+        """Orthonormal bases on which the blocks' projections keep ``eps``: see :mod:`lrbench.kernels.spectral`.
+
+        Returns
+        -------
+        tuple
+            (N, k, k) float64, of which the leading ``ranks[i]`` rows are block i's, and the ranks, (N,) int64.
+        """
+        C, R, S, lines, columns = (getattr(self.layout, name) for name in ("channels", "R", "S", "lines", "columns"))
+        size = C * R * S if side == "rows" else lines * columns
+        kernel = spectral.rows_bases if side == "rows" else spectral.columns_bases
+        bases, ranks = np.empty((len(self.images), size, size)), np.empty(len(self.images), np.int64)
+        power = _powers(np.zeros_like(self.exponent), self.exponent)
+
+        def part(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            kernel(self.images[cut], power[cut], self.layout, eps, bases[cut], ranks[cut])
+
+        for_parts(len(self.images), part)
+        return torch.from_numpy(bases), torch.from_numpy(ranks)
+
+    def project(
+        self, side: Literal["rows", "columns"], vectors: Tensor, ranks: Tensor, exponent: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Store one side of the factors and compute the other: see :func:`lrbench.kernels.project.project_rows`.
+
+        Parameters
+        ----------
+        side, vectors, ranks
+            As :meth:`bases` gives them.
+        exponent : Tensor
+            (N,) int64: the factors are stored 2**exponent times as large, in ``dtype``.
+
+        Returns
+        -------
+        tuple
+            U and V, packed; bounds of ‖D − UV‖_F² and the ‖D‖_F², (N,) float64, of the blocks as they are here.
+        """
+        m, n = _shape(self.layout)
+        at, number = _addresses(self.layout)
+        ends = np.concatenate([np.zeros(1, np.int64), ranks.numpy().cumsum()])
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        U, V = np.empty((ends[-1], m), kind), np.empty((ends[-1], n), kind)
+        squared, norms = torch.empty(len(ranks), dtype=torch.float64), torch.empty(len(ranks), dtype=torch.float64)
+        power = _powers(exponent.numpy(), self.exponent)
+        kernel = project.project_rows if side == "rows" else project.project_columns
+        arrays = (U, V, squared.numpy(), norms.numpy(), vectors.numpy())
+
+        def part(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            u, v, s, o, basis = arrays
+            kernel(
+                self.images[cut],
+                power[cut],
+                self.layout,
+                at,
+                number,
+                basis[cut],
+                ends[start : stop + 1],
+                u,
+                v,
+                s[cut],
+                o[cut],
+            )
+
+        for_parts(len(ranks), part)
+        return torch.from_numpy(U), torch.from_numpy(V), squared, norms
+
+    def residuals(self, U: Tensor, V: Tensor, ranks: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+        """‖D − UV‖_F² and ‖D‖_F², (N,) float64, of factors that are stored 2**exponent times as large."""
+        at, number = _addresses(self.layout)
+        ends = np.concatenate([np.zeros(1, np.int64), ranks.numpy().cumsum()])
+        squared, norms = torch.empty(len(ranks), dtype=torch.float64), torch.empty(len(ranks), dtype=torch.float64)
+        power = _powers(exponent.numpy(), self.exponent)
+        arrays = (U.contiguous().numpy(), V.contiguous().numpy(), squared.numpy(), norms.numpy())
+
+        def part(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            u, v, s, o = arrays
+            project.residuals(
+                self.images[cut], power[cut], self.layout, at, number, ends[start : stop + 1], u, v, s[cut], o[cut]
+            )
+
+        for_parts(len(ranks), part)
+        return squared, norms
+
+
+def _shape(layout: Layout) -> tuple[int, int]:
+    return layout.channels * layout.R * layout.S, layout.lines * layout.columns
+
+
+@lru_cache(maxsize=256)
+def _addresses(layout: Layout) -> tuple[Array, Array]:
+    return offsets(layout), counts(layout)
+
+
+def _powers(stored: Array, read: Array) -> Array:
+    """The powers of two of :func:`lrbench.kernels.project.project_rows`: (N, 6).
+
+    Each exponent is halved, because 2**±1074 is out of range though what comes of it is not.
+    """
+    half, u = read // 2, stored // 2
+    v = stored - u
+    return np.stack([np.ldexp(1.0, e) for e in (half, read - half, u, -u, v, -v)], axis=1)
