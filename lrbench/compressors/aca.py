@@ -22,6 +22,8 @@ class ACA(Compressor):
     """
 
     guarantee = "block"
+    forms_blocks = False
+    version = 2
 
     def factorize(self, blocks: Blocks) -> LowRank:
         """See :func:`lrbench.compressors.crosses.cross_approximation`."""
@@ -42,6 +44,8 @@ class EstimatedACA(Compressor):
     """
 
     guarantee = None
+    forms_blocks = False
+    version = 2
 
     def factorize(self, blocks: Blocks) -> LowRank:
         """See :func:`lrbench.compressors.crosses.cross_approximation`."""

@@ -136,12 +136,18 @@ def _formed(blocks: Blocks, low_rank: LowRank, exponent: Tensor) -> Tensor:
 def unscaled(low_rank: LowRank, exponent: Tensor) -> LowRank:
     """Factors of 2**e_i D_i from factors of D_i; both share the exponent, so that neither leaves its dtype's range."""
     half = exponent.div(2, rounding_mode="floor")
-    ranks = low_rank.ranks
     return LowRank(
-        scale_by_power_of_two(low_rank.U, half.repeat_interleave(ranks)),
-        scale_by_power_of_two(low_rank.V, (exponent - half).repeat_interleave(ranks)),
-        ranks,
+        _times_powers(low_rank.U, half, low_rank.ranks),
+        _times_powers(low_rank.V, exponent - half, low_rank.ranks),
+        low_rank.ranks,
     )
+
+
+def _times_powers(packed: Tensor, exponent: Tensor, ranks: Tensor) -> Tensor:
+    """Scale each block's rows; what needs no scaling is not touched."""
+    if not bool(exponent.any()):
+        return packed
+    return scale_by_power_of_two(packed, exponent.repeat_interleave(ranks))
 
 
 def _padded(U: Tensor, V: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
-from lrbench.kernels import project, spectral
+from lrbench.kernels import crosses, project, spectral
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
 
@@ -124,6 +124,47 @@ class Lowered(NamedTuple):
 
         for_parts(len(ranks), part)
         return torch.from_numpy(U), torch.from_numpy(V), squared, norms
+
+    def crosses(
+        self, stop: Literal["residual", "estimate"], tolerance: float, floor: float, limit: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Crosses in the images' dtype: see :mod:`lrbench.kernels.crosses`.
+
+        Returns
+        -------
+        tuple
+            U and V, packed, and the ranks, (N,) int64.
+        """
+        N = len(self.images)
+        m, n = _shape(self.layout)
+        at, _ = _addresses(self.layout)
+        power = _powers(np.zeros_like(self.exponent), self.exponent)
+        kernel = crosses.by_residual if stop == "residual" else crosses.by_estimate
+        ranks, found = np.empty(N, np.int64), {}
+
+        def part(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            # Memory that is never touched costs nothing, moving to a larger place does.
+            room = min(limit * (stop - start), (stop - start) + (64 << 20) // (self.images.itemsize * (m + n)))
+            U, V = (np.empty((room, side), self.images.dtype) for side in (m, n))
+            row = np.empty(n, self.images.dtype)
+            bits = row.view(f"i{row.itemsize}")
+            found[start] = kernel(
+                self.images[cut], power[cut], self.layout, at, tolerance, floor, limit, U, V, row, bits, ranks[cut]
+            )
+
+        for_parts(N, part)
+        ends = np.concatenate([np.zeros(1, np.int64), ranks.cumsum()])
+        starts = sorted(found)
+        packed = [np.empty((ends[-1], side), self.images.dtype) for side in (m, n)]
+
+        def place(k: int, _: int) -> None:
+            first, last = ends[starts[k]], ends[starts[k + 1] if k + 1 < len(starts) else N]
+            for whole, piece in zip(packed, found.pop(starts[k]), strict=True):
+                whole[first:last] = piece[: last - first]
+
+        for_parts(len(starts), place)
+        return torch.from_numpy(packed[0]), torch.from_numpy(packed[1]), torch.from_numpy(ranks)
 
     def residuals(self, U: Tensor, V: Tensor, ranks: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
         """‖D − UV‖_F² and ‖D‖_F², (N,) float64, of factors that are stored 2**exponent times as large."""

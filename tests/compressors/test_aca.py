@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lrbench
 from lrbench import Factors, Origin
-from lrbench.compressors import crosses
+from lrbench.kernels.lowered import Lowered
 
 EXACT = (
     "zero",
@@ -38,7 +38,7 @@ EXACT = (
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations: the CPU's, and the other devices', which runs on a CPU as well."""
     if request.param == "in step":
-        monkeypatch.setattr(crosses, "_block_by_block", crosses._in_step)
+        monkeypatch.setattr(Lowered, "of", lambda blocks: None)
     return request.param
 
 

@@ -1,0 +1,313 @@
+"""Cross approximation of one block after the other, whose residual stays in the cache, or is never formed."""
+
+from typing import Any
+
+import numpy as np
+
+from lrbench.kernels.layout import pad
+from lrbench.kernels.loops import compiled
+
+__all__ = ["by_estimate", "by_residual"]
+
+
+@compiled
+def by_residual(
+    images: Any,
+    power: Any,
+    layout: Any,
+    at: Any,
+    tolerance: float,
+    floor: float,
+    limit: int,
+    U: Any,
+    V: Any,
+    row: Any,
+    bits: Any,
+    ranks: Any,
+) -> tuple[Any, Any]:  # pragma: no cover (compiled)
+    """Crosses until the residual's energy is at most ``tolerance`` times the block's, or there are ``limit``.
+
+    Parameters
+    ----------
+    images : array
+        (N, C, H, W).
+    power : array
+        (N, .) float64: the images are scaled by the product of the first two.
+    layout, at
+        A :class:`Layout` and its row offsets.
+    tolerance : float
+        Of squared norms.
+    floor : float
+        What is smaller than that part of the block's norm is a rounding error, and no pivot.
+    limit : int
+        Largest rank.
+    U, V : array
+        (capacity, m) and (capacity, n), in the dtype of the arithmetic: room for the first crosses.
+    row, bits : array
+        (n,), scratch in that dtype, and the same memory as whole numbers.
+    ranks : array
+        (N,) int64, written.
+
+    Returns
+    -------
+    tuple
+        U and V, or larger arrays in their place: the leading Σ r_i rows are the crosses, block by block.
+    """
+    m, n = U.shape[1], V.shape[1]
+    R, S, p, q, top, left, lines, columns = layout[3:]
+    pitch = columns + (S - 1) * q
+    plane = (lines + (R - 1) * p) * pitch
+    P, wide = np.zeros(layout[0] * plane, U.dtype), np.zeros(layout[0] * plane)
+    D = np.empty((m, n), U.dtype)
+    energies = np.empty(4)
+    unused = np.empty(m, np.bool_)
+    used = 0
+    for b in range(len(images)):
+        pad(images[b], power[b, 0], power[b, 1], pitch, plane, top, left, wide)
+        P[:] = wide
+        total = 0.0
+        for i in range(m):
+            _read(P, at[i], pitch, columns, D[i])
+            total += _energy(D[i])
+            unused[i] = True
+        negligible = floor * np.sqrt(total)
+        row_index, first, done, rank, going = 0, used, 0, -1, True
+        while going:
+            # A few crosses from single rows and columns of the residual, then one pass over it for all of them.
+            while used - first - done < 4 and used - first < limit and going:
+                row[:] = D[row_index]
+                for k in range(first + done, used):
+                    _update(row, U[k, row_index], V[k])
+                column = _pivot(bits)
+                if abs(row[column]) <= negligible:
+                    # Passed over for the first unused row that is not zero; without one the residual is zero.
+                    going = False
+                    for i in range(m):
+                        if unused[i]:
+                            row[:] = D[i]
+                            for k in range(first + done, used):
+                                _update(row, U[k, i], V[k])
+                            column = _pivot(bits)
+                            if abs(row[column]) > negligible:
+                                going, row_index = True, i
+                                break
+                    if not going:
+                        break
+                if used == len(U):
+                    U, V = _enlarged(U), _enlarged(V)
+                u, v = U[used], V[used]
+                pivot = row[column]
+                for i in range(m):
+                    u[i] = D[i, column]
+                for k in range(first + done, used):
+                    _update(u, V[k, column], U[k])
+                for t in range(n):
+                    v[t] = row[t] / pivot
+                unused[row_index] = False
+                row_index = _next_row(u, unused)
+                used += 1
+            if used - first == done:
+                break
+            _pass(D, U, V, first + done, used - first - done, energies)
+            for k in range(used - first - done):
+                if energies[k] <= tolerance * total:
+                    rank, going = done + k + 1, False
+                    break
+            done = used - first
+            if done == limit:
+                going = False
+        if rank < 0:
+            rank = done
+        ranks[b] = rank
+        used = first + rank
+    return U, V
+
+
+@compiled
+def by_estimate(
+    images: Any,
+    power: Any,
+    layout: Any,
+    at: Any,
+    tolerance: float,
+    floor: float,
+    limit: int,
+    U: Any,
+    V: Any,
+    row: Any,
+    bits: Any,
+    ranks: Any,
+) -> tuple[Any, Any]:  # pragma: no cover (compiled)
+    """Crosses until ‖u_k‖²‖v_k‖² ≤ ``tolerance`` ‖Σ u_l v_lᵀ‖_F²; rows and columns are asked for one at a time.
+
+    As :func:`by_residual`; the residual's rows and columns are computed when they are needed, from the block's and the
+    crosses so far.
+    """
+    m, n = U.shape[1], V.shape[1]
+    R, S, p, q, top, left, lines, columns = layout[3:]
+    pitch = columns + (S - 1) * q
+    plane = (lines + (R - 1) * p) * pitch
+    P, wide = np.zeros(layout[0] * plane, U.dtype), np.zeros(layout[0] * plane)
+    unused = np.empty(m, np.bool_)
+    used = 0
+    for b in range(len(images)):
+        pad(images[b], power[b, 0], power[b, 1], pitch, plane, top, left, wide)
+        P[:] = wide
+        for i in range(m):
+            unused[i] = True
+        row_index, rank, norm = 0, 0, 0.0
+        first = used
+        while rank < limit:
+            _residual_row(P, at[row_index], pitch, columns, U, V, first, rank, row_index, row)
+            column = _pivot(bits)
+            if row[column] == 0:
+                found = False
+                for i in range(m):
+                    if unused[i]:
+                        _residual_row(P, at[i], pitch, columns, U, V, first, rank, i, row)
+                        column = _pivot(bits)
+                        if row[column] != 0:
+                            found, row_index = True, i
+                            break
+                if not found:
+                    break
+            if used == len(U):
+                U, V = _enlarged(U), _enlarged(V)
+            u, v = U[used], V[used]
+            pivot = row[column]
+            place = column // columns * pitch + column % columns
+            for i in range(m):
+                u[i] = P[at[i] + place]
+            for k in range(first, used):
+                _update(u, V[k, column], U[k])
+            for t in range(n):
+                v[t] = row[t] / pivot
+            unused[row_index] = False
+            row_index = _next_row(u, unused)
+            size = _product(u, u) * _product(v, v)
+            norm += size
+            for k in range(first, used):
+                norm += 2 * _product(U[k], u) * _product(V[k], v)
+            rank += 1
+            used += 1
+            if size <= tolerance * norm:
+                break
+        ranks[b] = rank
+    return U, V
+
+
+@compiled
+def _residual_row(
+    P: Any, start: int, pitch: int, columns: int, U: Any, V: Any, first: int, rank: int, i: int, row: Any
+) -> None:  # pragma: no cover (compiled)
+    """Row i of the block less the crosses, in the order in which they were found."""
+    _read(P, start, pitch, columns, row)
+    for k in range(first, first + rank):
+        _update(row, U[k, i], V[k])
+
+
+@compiled
+def _read(P: Any, start: int, pitch: int, columns: int, row: Any) -> None:  # pragma: no cover (compiled)
+    """A row of the block."""
+    for y in range(len(row) // columns):
+        line, into = P[start + y * pitch : start + y * pitch + columns], row[y * columns : (y + 1) * columns]
+        for t in range(columns):
+            into[t] = line[t]
+
+
+@compiled
+def _pass(D: Any, U: Any, V: Any, first: int, count: int, energies: Any) -> None:  # pragma: no cover (compiled)
+    """Take up to four crosses from the residual; the energy that it has after each."""
+    energies[:] = 0.0
+    if count < 4:
+        for k in range(count):
+            for i in range(len(D)):
+                energies[k] += _update(D[i], U[first + k, i], V[first + k])
+        return
+    v0, v1, v2, v3 = V[first], V[first + 1], V[first + 2], V[first + 3]
+    for i in range(len(D)):
+        row = D[i]
+        u0, u1, u2, u3 = U[first, i], U[first + 1, i], U[first + 2, i], U[first + 3, i]
+        zero = u0 - u0  # of its dtype
+        e0, e1, e2, e3 = zero, zero, zero, zero
+        for t in range(len(row)):
+            x0 = row[t] - u0 * v0[t]
+            x1 = x0 - u1 * v1[t]
+            x2 = x1 - u2 * v2[t]
+            x3 = x2 - u3 * v3[t]
+            row[t] = x3
+            e0 += x0 * x0
+            e1 += x1 * x1
+            e2 += x2 * x2
+            e3 += x3 * x3
+        energies[0] += e0
+        energies[1] += e1
+        energies[2] += e2
+        energies[3] += e3
+
+
+@compiled
+def _update(row: Any, factor: Any, v: Any) -> float:  # pragma: no cover (compiled)
+    """``row`` −= factor·v; the energy that it has then."""
+    total = row[0] - row[0]  # a zero of the row's dtype
+    for t in range(len(row)):
+        x = row[t] - factor * v[t]
+        row[t] = x
+        total += x * x
+    return np.float64(total)
+
+
+@compiled
+def _energy(row: Any) -> float:  # pragma: no cover (compiled)
+    total = row[0] - row[0]  # a zero of the row's dtype
+    for t in range(len(row)):
+        total += row[t] * row[t]
+    return np.float64(total)
+
+
+@compiled
+def _product(a: Any, b: Any) -> float:  # pragma: no cover (compiled)
+    """Inner product in float64."""
+    total = 0.0
+    for t in range(len(a)):
+        total += np.float64(a[t]) * np.float64(b[t])
+    return total
+
+
+@compiled
+def _pivot(bits: Any) -> int:  # pragma: no cover (compiled)
+    """Where a row is largest in magnitude, the first such place, from its numbers' bits as whole numbers."""
+    one = bits[0] & 0 | 1
+    mask = ~(one << (8 * bits.itemsize - 1))  # all but the sign
+    largest = one & 0
+    for t in range(len(bits)):
+        largest = max(largest, bits[t] & mask)
+    start = 0
+    while start < len(bits):
+        part = bits[start : start + 64]
+        met = 0
+        for t in range(len(part)):
+            met += 1 if part[t] & mask == largest else 0
+        if met:
+            for t in range(len(part)):
+                if part[t] & mask == largest:
+                    return start + t
+        start += 64
+    return 0
+
+
+@compiled
+def _next_row(u: Any, unused: Any) -> int:  # pragma: no cover (compiled)
+    """Where u is largest among the unused rows; 0 if there is none."""
+    best, row = -1.0, 0
+    for i in range(len(u)):
+        if unused[i] and abs(u[i]) > best:
+            best, row = abs(u[i]), i
+    return row
+
+
+@compiled
+def _enlarged(packed: Any) -> Any:  # pragma: no cover (compiled)
+    out = np.empty((2 * len(packed) + 1, packed.shape[1]), packed.dtype)
+    out[: len(packed)] = packed
+    return out
