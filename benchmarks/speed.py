@@ -1,0 +1,253 @@
+"""Compressing beside what people would use instead: ratios of medians, measured in one process.
+
+``python -m benchmarks.speed [--records FILE] [--out DIR]`` prints the table, and writes it with every single time into
+DIR. It wants the machine to itself.
+
+Each kind of call is timed once a round, on images that it has not been timed on before, and the order of the kinds
+turns from round to round. Before each call the process rests a little: threads that another library has just used
+still wait for work, at full speed. Every baseline runs at its own fastest number of threads and memory format, which
+is tried out first.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.linalg.interpolative
+import torch
+import torch.nn.functional as F
+from sklearn.utils.extmath import randomized_svd
+from torch import Tensor, nn
+
+import lrbench
+from lrbench.datasets import load_dataset, to_float
+from lrbench.environment import environment
+from lrbench.models import paper_cnn
+from lrbench.training import training_step
+
+BATCH = 500
+EPS = 0.1
+RESTS = 0.02
+"""Seconds between two timed calls."""
+
+Call = Callable[[Tensor], object]
+"""Takes images (N, C, H, W)."""
+
+
+class Kind(NamedTuple):
+    """One thing that is timed: what to call, on how many of a batch's images, and with how many threads."""
+
+    call: Call
+    images: int = BATCH
+    threads: int = 0
+
+
+class Promise(NamedTuple):
+    """``over`` / ``under`` is to be at most, or at least, ``bound``."""
+
+    over: str
+    under: str
+    sign: str
+    bound: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, help="CIFAR-10 records (binary) to measure on; the photographs without")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each kind (default 7)")
+    parser.add_argument("--out", type=Path, help="folder for speed.md and speed.json")
+    options = parser.parse_args(arguments)
+    threads = torch.get_num_threads()
+    images, labels, name = _images(options.records)
+    lines = [
+        "# Compressing, beside what people would use instead",
+        "",
+        f"Images: {name}. {threads} threads. Times are medians of {options.rounds} calls, [quartiles], from images to",
+        f"packed and checked factors. Layer 1: {BATCH} images, eps {EPS:g}.",
+        "",
+    ]
+    results: dict[str, Any] = {"images": name, "threads": threads, "environment": environment()}
+    batches = list(images.split(BATCH))
+    tables = [("layer 1, 27x1024", batches, *_first_layer(batches[0], threads))]
+    for layer, inputs in _deeper_inputs(images, labels).items():
+        parts = list(inputs.split(50))
+        tables.append((layer, parts, *_deeper(layer, threads)))
+    for title, parts, kinds, promises in tables:
+        seconds = _time(kinds, parts, options.rounds, threads)
+        results[title] = seconds
+        lines += [f"## {title}", "", *_table(seconds, promises), ""]
+    print("\n".join(lines))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "speed.md").write_text("\n".join(lines), encoding="utf-8")
+        (options.out / "speed.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def _images(records: Path | None) -> tuple[Tensor, Tensor, str]:
+    """Give images, labels and where they come from."""
+    if records is None:
+        data = load_dataset("photos")
+        return to_float(data.train_images), data.train_labels, "crops of scikit-learn's photographs"
+    numbers = torch.from_numpy(np.fromfile(records, np.uint8).reshape(-1, 3073))
+    images = to_float(numbers[:, 1:].reshape(-1, 3, 32, 32))
+    return images, numbers[:, 0].long(), f"{records.parent.parent.name}/{records.name}"
+
+
+def _compress(name: str, eps: float = EPS) -> Call:
+    compressor = lrbench.get_compressor(name, eps=eps)
+    return lambda x: compressor.compress(lrbench.Im2col(x, 3, padding=1))
+
+
+def _truncated(eps: float) -> Call:
+    """Torch's SVD of the lowered batch, cut where the tolerance allows."""
+
+    def call(x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        U, S, V = torch.linalg.svd(F.unfold(x, 3, padding=1), full_matrices=False)
+        energy = S.square()
+        lost = energy.flip(1).cumsum(1).flip(1)
+        ranks = (lost > eps**2 * energy.sum(1, keepdim=True)).sum(1).tolist()
+        return [(U[i, :, :r] * S[i, :r], V[i, :r]) for i, r in enumerate(ranks)]
+
+    return call
+
+
+def _first_layer(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Promise]]:
+    D = F.unfold(batch, 3, padding=1)
+
+    def lowrank(q: int) -> Call:
+        return lambda x: torch.svd_lowrank(F.unfold(x, 3, padding=1), q=q, niter=1)
+
+    def worst(q: int) -> float:
+        U, S, V = torch.svd_lowrank(D, q=q, niter=1)
+        return float(((D - (U * S[:, None]) @ V.mT).norm(dim=(1, 2)) / D.norm(dim=(1, 2))).max())
+
+    q = next(q for q in range(4, 28) if worst(q) <= EPS)
+
+    rank = int(lrbench.get_compressor("svd", eps=EPS).compress(D).ranks.max())  # for want of a tolerance
+
+    def by_sklearn(x: Tensor) -> list[Any]:
+        return [randomized_svd(d, n_components=rank, random_state=0) for d in F.unfold(x, 3, padding=1).numpy()]
+
+    def by_scipy(x: Tensor) -> list[Any]:
+        blocks = F.unfold(x, 3, padding=1).double().numpy()
+        return [scipy.linalg.interpolative.svd(d, EPS) for d in blocks]
+
+    few = 50
+    kinds = {name: Kind(_compress(name)) for name in ("svd", "rsvd", "aca", "aca-estimate")}
+    kinds |= {
+        "F.unfold": _fastest(
+            [
+                lambda x: F.unfold(x, 3, padding=1),
+                lambda x: F.unfold(x.contiguous(memory_format=torch.channels_last), 3, padding=1),
+            ],
+            batch,
+            threads,
+        ),
+        "torch.linalg.svd, truncated": _fastest([_truncated(EPS)], batch, threads),
+        f"torch.svd_lowrank, q={q}, niter=1": _fastest([lowrank(q)], batch, threads),
+        f"sklearn randomized_svd, rank {rank}": _fastest([by_sklearn], batch[:few], threads),
+        "scipy interpolative": _fastest([by_scipy], batch[:few], threads),
+    }
+    return kinds, [
+        Promise("svd", "F.unfold", "≤", 0.5),
+        Promise("torch.linalg.svd, truncated", "svd", "≥", 20),
+        Promise(f"torch.svd_lowrank, q={q}, niter=1", "svd", "≥", 8),
+        Promise("aca", "F.unfold", "≤", 0.7),
+        Promise("aca-estimate", "F.unfold", "≤", 0.4),
+        Promise(f"sklearn randomized_svd, rank {rank}", "rsvd", "≥", 30),
+        Promise("scipy interpolative", "rsvd", "≥", 30),
+    ]
+
+
+def _deeper(layer: str, threads: int) -> tuple[dict[str, Kind], list[Promise]]:
+    kinds, promises = {}, []
+    for eps, bound in ((0.3, 8), (0.1, 3)):
+        ours, theirs = f"svd at {eps:g}", f"torch.linalg.svd, truncated at {eps:g}"
+        kinds[ours] = Kind(_compress("svd", eps), 50)
+        kinds[theirs] = Kind(_truncated(eps), 50, threads)
+        promises.append(Promise(theirs, ours, "≥", bound))
+    return kinds, promises
+
+
+def _deeper_inputs(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Inputs of layers 3 and 5, in training mode, after one epoch on these images."""
+    torch.manual_seed(0)
+    model = paper_cnn().train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for x, y in zip(images.split(100), labels.split(100), strict=True):
+        training_step(model, optimizer, x, y)
+    seen: dict[str, list[Tensor]] = {"layer 3, 288x256": [], "layer 5, 576x64": []}
+    for layer, parts in seen.items():
+        conv = model.get_submodule(f"conv{layer.split()[1].rstrip(',')}")
+        assert isinstance(conv, nn.Conv2d)
+        conv.register_forward_pre_hook(lambda module, inputs, parts=parts: parts.append(inputs[0].clone()))
+    with torch.no_grad():
+        for x in images.split(100)[:10]:
+            model(x)
+    return {layer: torch.cat(parts) for layer, parts in seen.items()}
+
+
+def _fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
+    """The quickest of some calls, each with one thread and with all."""
+    tried = []
+    for number in sorted({1, threads}):
+        torch.set_num_threads(number)
+        for call in calls:
+            call(batch[:2])
+            seconds = []
+            for _ in range(3):
+                time.sleep(RESTS)
+                start = time.perf_counter()
+                call(batch)
+                seconds.append(time.perf_counter() - start)
+            tried.append((min(seconds), number, call))
+    torch.set_num_threads(threads)
+    _, number, call = min(tried, key=lambda entry: entry[0])
+    return Kind(call, len(batch), number)
+
+
+def _time(kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, threads: int) -> dict[str, list[float]]:
+    """Seconds for each image, by kind and round."""
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    names = list(kinds)
+    for kind in kinds.values():
+        kind.call(batches[-1][:4])
+    for number in range(rounds):
+        for offset in range(len(names)):
+            name = names[(number + offset) % len(names)]
+            kind = kinds[name]
+            x = batches[number % len(batches)][: kind.images]
+            torch.set_num_threads(kind.threads or threads)
+            time.sleep(RESTS)
+            start = time.perf_counter()
+            kind.call(x)
+            seconds[name].append((time.perf_counter() - start) / len(x))
+    torch.set_num_threads(threads)
+    return seconds
+
+
+def _table(seconds: dict[str, list[float]], promises: Sequence[Promise]) -> list[str]:
+    lines = ["| what | µs an image |", "| --- | ---: |"]
+    for name, values in seconds.items():
+        low, middle, high = 1e6 * np.quantile(values, [0.25, 0.5, 0.75])
+        lines.append(f"| {name} | {middle:.1f} [{low:.1f}, {high:.1f}] |")
+    lines += ["", "| ratio | measured | by round | bound | |", "| --- | ---: | ---: | ---: | --- |"]
+    for promise in promises:
+        over, under = np.asarray(seconds[promise.over]), np.asarray(seconds[promise.under])
+        ratio = float(np.median(over) / np.median(under))
+        low, high = np.quantile(over / under, [0.25, 0.75])
+        kept = ratio <= promise.bound if promise.sign == "≤" else ratio >= promise.bound
+        lines.append(
+            f"| {promise.over} / {promise.under} | {ratio:.2f} | [{low:.2f}, {high:.2f}] "
+            f"| {promise.sign} {promise.bound:g} | {'kept' if kept else 'missed'} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

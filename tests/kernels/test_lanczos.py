@@ -1,0 +1,91 @@
+"""The iteration ends where LAPACK's decomposition would: least rank, best subspace, orthonormal vectors."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lrbench.kernels.lanczos import FAILED, lanczos_scratch, leading_eigenvectors
+
+Matrix = NDArray[np.float64]
+
+
+def rotated(values: list[float] | Matrix, seed: int = 0) -> Matrix:
+    """A matrix of these eigenvalues."""
+    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))[0]
+    G = (Q * np.asarray(values)) @ Q.T
+    return (G + G.T) / 2
+
+
+SPECTRA: dict[str, Matrix] = {
+    "geometric": 0.6 ** np.arange(30),
+    "slow": 1.0 / np.arange(1, 41),
+    "flat": np.ones(12),
+    "one": np.array([1.0]),
+    "rank one": np.array([2.0, 0, 0, 0, 0]),
+    "threefold": np.repeat(0.5 ** np.arange(8), 3),
+    "two clusters": np.concatenate([1 + 1e-12 * np.arange(5), 1e-2 * (1 + 1e-9 * np.arange(9))]),
+    "a cliff": np.concatenate([np.ones(6), np.full(20, 1e-9)]),
+    "wide": 10.0 ** -np.linspace(0, 12, 25),
+    "natural": np.arange(1, 121) ** -2.2,
+}
+
+
+def least_rank(values: Matrix, eps: float) -> int:
+    tail = np.concatenate([np.cumsum(np.sort(values))[::-1], [0.0]])
+    return int(np.argmax(tail <= eps**2 * values.sum()))
+
+
+@pytest.mark.parametrize("diagonal", [False, True], ids=["rotated", "diagonal"])
+@pytest.mark.parametrize("eps", [0.9, 0.5, 0.3, 0.1, 0.03, 1e-2, 1e-3])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_rank_is_the_least_and_the_subspace_the_best(name: str, eps: float, diagonal: bool) -> None:
+    """On a diagonal matrix the iteration meets invariant subspaces from the first step on."""
+    values = SPECTRA[name]
+    G = np.diag(values).astype(np.float64) if diagonal else rotated(values)
+    work = G.copy()
+    rank = leading_eigenvectors(work, eps, lanczos_scratch(len(G)))
+    if rank == FAILED:
+        # Threefold eigenvalues small beside the largest: the iteration on their vectors gives up, and says so.
+        assert name == "threefold"
+        assert eps < 0.1
+        return
+    assert least_rank(values, eps * (1 + 1e-9)) <= rank <= least_rank(values, eps * (1 - 1e-9))
+    basis = work[:rank]
+    np.testing.assert_allclose(basis @ basis.T, np.eye(rank), atol=1e-12)
+    lost = values.sum() - np.trace(basis @ G @ basis.T)
+    least = np.sort(values)[: len(values) - rank].sum()
+    assert lost <= eps**2 * values.sum() * (1 + 1e-9)
+    assert least - 1e-12 <= lost <= least + 1.01e-6 * eps**2 * values.sum() + 1e-12
+
+
+def test_scratch_that_was_used_before_changes_nothing() -> None:
+    scratch = lanczos_scratch(30)
+    first, second = rotated(SPECTRA["geometric"]), rotated(SPECTRA["geometric"], seed=5)
+    alone = first.copy()
+    rank = leading_eigenvectors(alone, 0.1, scratch)
+    leading_eigenvectors(second, 1e-3, scratch)
+    again = first.copy()
+    assert leading_eigenvectors(again, 0.1, scratch) == rank
+    assert np.array_equal(again[:rank], alone[:rank])
+    for part in scratch:
+        part[:] = np.nan
+    assert leading_eigenvectors(first, 0.1, scratch) == rank
+    assert np.array_equal(first[:rank], alone[:rank])
+
+
+def test_a_zero_matrix_has_rank_zero() -> None:
+    assert leading_eigenvectors(np.zeros((4, 4)), 0.1, lanczos_scratch(4)) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_start_that_misses_a_direction_does_not_hide_it(seed: int) -> None:
+    """An eigenvector that is orthogonal to every vector of the first Krylov space is found all the same."""
+    g = np.random.default_rng(seed)
+    blocks = [rotated(g.random(6) + 0.1, seed), rotated(g.random(5) + 0.1, seed + 9)]
+    G = np.zeros((11, 11))
+    G[:6, :6], G[6:, 6:] = blocks
+    values = np.linalg.eigvalsh(G)
+    for eps in (0.6, 0.3, 0.05):
+        work = G.copy()
+        rank = leading_eigenvectors(work, eps, lanczos_scratch(11))
+        assert rank == least_rank(values, eps)

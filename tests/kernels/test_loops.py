@@ -1,0 +1,117 @@
+"""What the kernels are made of."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lrbench.kernels import crosses, gram, lanczos, layout, loops, project, spectral
+
+
+@pytest.mark.parametrize("count", range(21))
+@pytest.mark.parametrize("length", [1, 7, 64, 77])
+def test_products_are_right_whatever_is_left_over(count: int, length: int) -> None:
+    g = np.random.default_rng(0)
+    P, c, d = g.standard_normal(300), g.standard_normal(count), g.standard_normal(count)
+    at = g.integers(0, 300 - length, count)
+    rows = np.stack([P[i : i + length] for i in at]) if count else np.zeros((0, length))
+    out, also = np.full(length, np.nan), np.full(length, np.nan)
+    loops.accumulate(P, at, c, d, out, also)
+    np.testing.assert_allclose(out, c @ rows, atol=1e-12)
+    np.testing.assert_allclose(also, d @ rows, atol=1e-12)
+    w, x = g.standard_normal(length), g.standard_normal(length)
+    found, other = np.full(count, np.nan), np.full(count, np.nan)
+    loops.correlate(P, at, w, x, found, other)
+    np.testing.assert_allclose(found, rows @ w, atol=1e-12)
+    np.testing.assert_allclose(other, rows @ x, atol=1e-12)
+    loops.inner(rows, count, w, found)
+    np.testing.assert_allclose(found, rows @ w, atol=1e-12)
+    rest = w.copy()
+    loops.subtract(rows, count, c, rest)
+    np.testing.assert_allclose(rest, w - c @ rows, atol=1e-12)
+
+
+def test_what_must_be_exact_is_so_within_a_kernel_that_takes_liberties() -> None:
+    """2**514 twice is infinite, but not on the way from a subnormal number to one near 1."""
+    x, P = np.full((1, 1, 3), 2.0**-1070), np.zeros(3)
+    f = np.ldexp(1.0, 535)
+
+    @loops.compiled
+    def liberal(image, f, out):  # type: ignore[no-untyped-def]
+        layout.pad(image, f, f, 3, 3, 0, 0, out)
+
+    liberal(x, f, P)
+    assert P.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 100])
+def test_every_part_is_done_once(threads: int, count: int) -> None:
+    before = torch.get_num_threads()
+    done, lock = np.zeros(count, int), threading.Lock()
+
+    def work(start: int, stop: int) -> None:
+        with lock:
+            done[start:stop] += 1
+
+    torch.set_num_threads(threads)
+    try:
+        loops.for_parts(count, work)
+    finally:
+        torch.set_num_threads(before)
+    assert (done == 1).all()
+
+
+@pytest.mark.parametrize("thread", [1, 2])
+def test_an_error_in_any_part_is_raised(thread: int) -> None:
+    before = torch.get_num_threads()
+
+    def work(start: int, stop: int) -> None:
+        raise ValueError("a part failed")
+
+    torch.set_num_threads(thread)
+    try:
+        with pytest.raises(ValueError, match="a part failed"):
+            loops.for_parts(4, work)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_made_anew_after_a_fork() -> None:
+    script = (
+        "import os, torch; from lrbench.kernels import loops; torch.set_num_threads(2)\n"
+        "loops.for_parts(4, lambda a, b: None)\n"
+        "pid = os.fork()\n"
+        "loops.for_parts(4, lambda a, b: None)\n"
+        "os._exit(0) if pid == 0 else os.waitpid(pid, 0)\n"
+        "print('both')"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "both", done.stderr
+
+
+def test_a_change_in_any_kernels_file_makes_all_of_them_compile_anew(tmp_path: Path) -> None:
+    """A kernel contains what it calls from other files, of which Numba's cache knows nothing."""
+    for module in (crosses, gram, lanczos, layout, project, spectral):
+        kernels = [value for value in vars(module).values() if hasattr(value, "py_func")]
+        assert kernels
+        assert {kernel._cache._cache_file._source_stamp for kernel in kernels} == {loops._sources()}
+    assert loops._sources() == loops._sources()
+
+
+def test_compiled_kernels_come_from_the_cache_on_the_second_start(tmp_path: Path) -> None:
+    script = (
+        "import numpy as np; from lrbench.kernels import loops\n"
+        "loops.dot(np.ones(3), np.ones(3)); print(sum(loops.dot.stats.cache_hits.values()))"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    hits = [
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout.strip()
+        for _ in range(2)
+    ]
+    assert hits == ["0", "1"]

@@ -1,0 +1,151 @@
+"""The kernels agree with the dense block in float64, for every geometry, dtype and scale that they take."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from oracles import PLAIN, Arguments, geometries, lowered
+from torch import Tensor
+
+import lrbench
+from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
+from lrbench.compressors import spectral
+from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
+from lrbench.kernels.layout import Layout
+from lrbench.kernels.lowered import Lowered
+
+C, H, W = 4, 7, 6
+EVERY = [g for g in geometries(C, H, W) if g["padding_mode"] in ("zeros", "circular")]
+
+
+def images(dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.rand(2, C, H, W, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def kernels_view(blocks: Blocks) -> Lowered:
+    view = Lowered.of(blocks)
+    assert view is not None
+    return view
+
+
+def gram(view: Lowered, side: str) -> NDArray[np.float64]:
+    layout = view.layout
+    m, n = layout.channels * layout.R * layout.S, layout.lines * layout.columns
+    scratch, kernel, size = (
+        (rows_scratch(layout), rows_gram, m) if side == "rows" else (columns_scratch(layout), columns_gram, n)
+    )
+    out = np.full((len(view.images), size, size), np.nan)
+    for b, image in enumerate(view.images):
+        kernel(image, np.ldexp(1.0, view.exponent[b]), 1.0, layout, scratch, out[b])
+    return out
+
+
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_gram_matrices_are_those_of_the_blocks_for_every_geometry(side: str) -> None:
+    x = images()
+    for arguments in EVERY:
+        D = lowered(x, arguments)
+        expected = D @ D.transpose(0, 2, 1) if side == "rows" else D.transpose(0, 2, 1) @ D
+        found = gram(kernels_view(lrbench.Im2col(x, **arguments)), side)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max(), err_msg=str(arguments))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+@pytest.mark.parametrize("arguments", [PLAIN, PLAIN | {"kernel_size": (5, 4), "padding": (4, 3)}], ids=["3x3", "5x4"])
+def test_gram_matrices_of_any_number_of_channels(channels: int, arguments: Arguments) -> None:
+    """Channels are taken in threes, shifts in fives: what is left over counts as well."""
+    x = torch.rand(2, channels, 6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    D = lowered(x, arguments)
+    view = kernels_view(lrbench.Im2col(x, **arguments))
+    np.testing.assert_allclose(gram(view, "rows"), D @ D.transpose(0, 2, 1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gram(view, "columns"), D.transpose(0, 2, 1) @ D, rtol=1e-12, atol=1e-12)
+
+
+def test_a_plain_block_is_an_image_of_one_line() -> None:
+    D = torch.rand(3, 5, 9, dtype=torch.float64).mT  # not contiguous
+    view = kernels_view(DenseBlocks(D))
+    assert view.layout == Layout(9, 1, 5, 1, 1, 1, 1, 0, 0, 1, 5)
+    np.testing.assert_allclose(gram(view, "rows"), (D @ D.mT).numpy(), rtol=1e-14)
+    np.testing.assert_allclose(gram(view, "columns"), (D.mT @ D).numpy(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("side", ["rows", "columns"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projection_and_residual_are_those_of_what_was_stored(side: str, dtype: torch.dtype) -> None:
+    """Ragged ranks, odd and even and none, at scales of their own; the loss is that of the rounded factors."""
+    x = images(dtype)
+    for arguments in EVERY[::7]:
+        blocks = lrbench.Im2col(x, **arguments)
+        N, m, n = blocks.shape
+        k = min(4, m, n)
+        exponent = torch.tensor([0, 37, -41, 3, 1, 60, -60, 2])[:N]
+        generator = torch.Generator().manual_seed(2)
+        vectors = torch.randn(N, k, m if side == "rows" else n, generator=generator, dtype=torch.float64)
+        vectors = torch.linalg.qr(vectors.mT).Q.mT.contiguous()
+        ranks = torch.tensor([k, k - 1, 0, 1, k, k - 1, 0, 1])[:N].clamp(min=0)
+        view = kernels_view(ScaledBlocks(blocks, torch.full((N,), -1)))
+        U, V, lost, energy = view.project(side, vectors, ranks, exponent, dtype)  # type: ignore[arg-type]
+        again, energy_again = view.residuals(U, V, ranks, exponent)
+        assert U.dtype == V.dtype == dtype
+        assert U.shape == (int(ranks.sum()), m)
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), ranks.cumsum(0)])
+        for i, D in enumerate(lowered(x, arguments) / 2):
+            rows = slice(int(ends[i]), int(ends[i + 1]))
+            u, v = U[rows].double().numpy().T, V[rows].double().numpy()
+            loss = np.linalg.norm(D - np.ldexp(u @ v, -int(exponent[i]))) ** 2
+            whole = np.linalg.norm(D) ** 2
+            assert energy[i].item() == pytest.approx(whole, rel=1e-12)
+            assert energy_again[i].item() == pytest.approx(whole, rel=1e-12)
+            assert again[i].item() == pytest.approx(loss, rel=1e-10, abs=1e-13 * whole)
+            assert loss * (1 - 1e-10) - 1e-15 * whole <= lost[i] <= loss + 1e-9 * whole
+            basis = vectors[i, : int(ranks[i])].numpy()
+            best = D - basis.T @ (basis @ D) if side == "rows" else D - (D @ basis.T) @ basis
+            assert loss == pytest.approx(np.linalg.norm(best) ** 2, abs=1e-5 * whole)
+
+
+@pytest.mark.parametrize("eps", [0.5, 0.1, 1e-2, 1e-4])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (40, 4, 4)], ids=["rows", "columns"])
+def test_the_svd_finds_the_same_ranks_without_the_kernels(
+    eps: float, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on other devices: plain torch, the Gram matrix decomposed whole."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.rand(6, *shape, generator=g).cumsum(2).cumsum(3) / 40
+    blocks = lrbench.Im2col(x, 3, padding=1)
+    svd = lrbench.get_compressor("svd", eps=eps)
+    kernels = svd.compress(blocks)
+    monkeypatch.setattr(Lowered, "of", lambda blocks: None)
+    plain = svd.compress(blocks)
+    assert torch.equal(kernels.ranks, plain.ranks)
+    assert torch.equal(kernels.origin, plain.origin)
+    error, expected = lrbench.relative_error(blocks, kernels), lrbench.relative_error(blocks, plain)
+    torch.testing.assert_close(error, expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(kernels.dense(), plain.dense(), rtol=0, atol=2 * eps * float(x.max()))
+
+
+def test_what_an_iteration_fails_on_is_decomposed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = lrbench.Im2col(images(torch.float32), 3, padding=1)
+    svd = lrbench.get_compressor("svd", eps=0.1)
+    expected = svd.compress(blocks)
+    bases = Lowered.bases
+
+    def failing(self: Lowered, side: str, eps: float) -> tuple[Tensor, Tensor]:
+        vectors, ranks = bases(self, side, eps)  # type: ignore[arg-type]
+        vectors[1], ranks[1] = float("nan"), -1
+        return vectors, ranks
+
+    monkeypatch.setattr(Lowered, "bases", failing)
+    assert (spectral.truncated_svd(blocks, 0.1).ranks > 0).all()
+    factors = svd.compress(blocks)
+    assert torch.equal(factors.ranks, expected.ranks)
+    assert torch.equal(factors.origin, expected.origin)
+    assert lrbench.relative_error(blocks, factors).max() <= 0.1
+
+
+def test_largest_magnitudes_tell_what_is_not_finite() -> None:
+    x = torch.tensor([[1.0, -3.0], [0.0, -0.0], [float("inf"), 1.0], [-float("inf"), 0.0], [float("nan"), 9.0]])
+    for dtype in (torch.float32, torch.float64):
+        found = DenseBlocks(x.to(dtype).unsqueeze(1)).abs_max()
+        assert found.dtype == dtype
+        assert found[:2].tolist() == [3.0, 0.0]
+        assert not found[2:].isfinite().any()
