@@ -52,7 +52,7 @@ def truncated_svd(blocks: Blocks, eps: float) -> LowRank | Basis:
     vectors, ranks = lowered.bases(side, INSIDE * eps)
     failed = (ranks < 0).nonzero()[:, 0]
     if len(failed):
-        # Never met so far; LAPACK's iteration is another one.
+        # No block is known that brings it here; LAPACK's iteration is another one.
         whole = _decomposed(blocks.select(failed), side, eps)
         vectors[failed], ranks[failed] = whole.vectors, whole.ranks
     return Basis(side, vectors, ranks)

@@ -216,7 +216,8 @@ def _tridiagonal_vectors(
 
     T − θ is factored with partial pivoting (LAPACK's dgttrf). Every vector begins with a direction of its own and is
     made orthogonal to those before it in each step, so that equal eigenvalues, too, get different vectors (LAPACK's
-    dstein); two steps are the rule, and more than six the end.
+    dstein). Among eigenvalues that rounding alone tells apart any orthonormal vectors will do: enough must be left of
+    a vector, not all of it. Two steps are the rule, and more than six the end.
     """
     rank = len(theta)
     area = vectors.reshape(-1)
@@ -281,15 +282,14 @@ def _tridiagonal_vectors(
                 for i in range(n):
                     z[i] = X[i, lane]
                 _normalize(z)
-                for other in range(k):
-                    before = Z[other, :n]
-                    product = dot(z, before)
-                    for i in range(n):
-                        z[i] -= product * before[i]
-                # What its predecessors take must be little in the end, or rounding errors would be left.
-                if not dot(z, z) > 0.5:
-                    settled = False
+                _orthogonalize(z, Z, k)
+                left = dot(z, z)
+                if not left > 1e-4:
+                    settled = False  # mostly rounding errors
                 _normalize(z)
+                if left < 0.5:
+                    _orthogonalize(z, Z, k)
+                    _normalize(z)
                 for i in range(n):
                     X[i, lane] = z[i]
             if settled:
@@ -297,6 +297,16 @@ def _tridiagonal_vectors(
         if not settled:
             return False
     return True
+
+
+@compiled
+def _orthogonalize(z: Any, Z: Any, count: int) -> None:  # pragma: no cover (compiled)
+    """Take the components along the first ``count`` vectors from z."""
+    for other in range(count):
+        before = Z[other, : len(z)]
+        product = dot(z, before)
+        for i in range(len(z)):
+            z[i] -= product * before[i]
 
 
 @compiled
