@@ -16,6 +16,7 @@ from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
 from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import truncated_svd
 from lrbench.factors import Basis, Factors, LowRank, Origin
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError"]
 
@@ -157,7 +158,8 @@ class Compressor(ABC):
             finite = blocks
         exponent = torch.frexp(magnitude).exponent.to(torch.int64)
         limit = WORKSPACE_BYTES.get(blocks.device.type, 1 << 30)
-        formed = m * n if self.forms_blocks or blocks.device.type != "cpu" else 0
+        in_place = not self.forms_blocks and blocks.device.type == "cpu" and not KernelBlocks.form(blocks)
+        formed = 0 if in_place else m * n
         step = max(1, limit // (8 * (formed + min(m, n) ** 2)))
         parts, origins = [], []
         for start in range(0, N, step):

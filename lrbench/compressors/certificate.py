@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, aligned_copy, scale_by_power_of_two
 from lrbench.factors import Basis, LowRank
-from lrbench.kernels.lowered import Lowered
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 __all__ = ["Checked", "check", "residual_norms", "stored", "unscaled"]
 
@@ -68,9 +68,9 @@ def stored(blocks: Blocks, proposal: LowRank | Basis, exponent: Tensor) -> LowRa
 
 def _projected(blocks: Blocks, basis: Basis, exponent: Tensor) -> tuple[LowRank, Tensor, Tensor]:
     """The factors that a basis gives, bounds of ‖D − UV‖_F², and the ‖D‖_F²."""
-    lowered = Lowered.of(blocks)
-    if lowered is not None:
-        U, V, squared, energy = lowered.project(basis.side, basis.vectors, basis.ranks, exponent, blocks.dtype)
+    view = KernelBlocks.of(blocks)
+    if view is not None:
+        U, V, squared, energy = view.project(basis.side, basis.vectors, basis.ranks, exponent)
         return LowRank(U, V, basis.ranks), squared, energy
 
     def project(index: Tensor, r: int) -> tuple[Tensor, Tensor]:
@@ -87,9 +87,9 @@ def _projected(blocks: Blocks, basis: Basis, exponent: Tensor) -> tuple[LowRank,
 
 def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor) -> tuple[Tensor, Tensor]:
     """‖D − 2**(−e) UV‖_F² and ‖D‖_F², (N,) float64."""
-    lowered = Lowered.of(blocks)
-    if lowered is not None:
-        return lowered.residuals(factors.U, factors.V, factors.ranks, exponent)
+    view = KernelBlocks.of(blocks)
+    if view is not None:
+        return view.residuals(factors.U, factors.V, factors.ranks, exponent)
     return _formed(blocks, factors, exponent), blocks.squared_norm()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks
 from lrbench.compressors.spectral import INSIDE
 from lrbench.factors import LowRank
-from lrbench.kernels.lowered import Lowered
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 __all__ = ["cross_approximation"]
 
@@ -43,11 +43,11 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
     m, n = blocks.shape[1:]
     limit = min(m, n, m * n // (m + n) + 1) if stop == "residual" else min(m, n)
     floor = 8 * torch.finfo(blocks.dtype).eps if stop == "residual" else 0.0
-    lowered = Lowered.of(blocks)
-    if lowered is None:
+    view = KernelBlocks.of(blocks)
+    if view is None:
         return _in_step(blocks.dense(), eps, stop == "residual", limit, floor)
     tolerance = (INSIDE * eps if stop == "residual" else eps) ** 2
-    return LowRank(*lowered.crosses(stop, tolerance, floor, limit))
+    return LowRank(*view.crosses(stop, tolerance, floor, limit))
 
 
 def _in_step(R: Tensor, eps: float, on_residual: bool, limit: int, floor: float) -> LowRank:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks
 from lrbench.factors import Basis, LowRank
-from lrbench.kernels.lowered import Lowered
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 __all__ = ["GRAM_LIMIT", "INSIDE", "per_matrix", "thin_svd", "truncated_svd", "truncation_ranks"]
 
@@ -46,10 +46,10 @@ def truncated_svd(blocks: Blocks, eps: float) -> LowRank | Basis:
         ranks = truncation_ranks(S.square().flip(1), S.square().sum(1), eps)
         return LowRank.from_padded(U, S[:, :, None] * Vh, ranks)
     side: Literal["rows", "columns"] = "rows" if m <= n else "columns"
-    lowered = Lowered.of(blocks)
-    if lowered is None:
+    view = KernelBlocks.of(blocks)
+    if view is None:
         return _decomposed(blocks, side, eps)
-    vectors, ranks = lowered.bases(side, INSIDE * eps)
+    vectors, ranks = view.bases(side, INSIDE * eps)
     failed = (ranks < 0).nonzero()[:, 0]
     if len(failed):
         # No block is known that brings it here; LAPACK's iteration is another one.

@@ -54,16 +54,14 @@ def by_residual(
         U and V, or larger arrays in their place: the leading Σ r_i rows are the crosses, block by block.
     """
     m, n = U.shape[1], V.shape[1]
-    R, S, p, q, top, left, lines, columns = layout[3:]
-    pitch = columns + (S - 1) * q
-    plane = (lines + (R - 1) * p) * pitch
-    P, wide = np.zeros(layout[0] * plane, U.dtype), np.zeros(layout[0] * plane)
+    pitch, columns = layout.pitch, layout.columns
+    P, wide = np.zeros(layout.channels * layout.plane, U.dtype), np.zeros(layout.channels * layout.plane)
     D = np.empty((m, n), U.dtype)
     energies = np.empty(4)
     unused = np.empty(m, np.bool_)
     used = 0
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, plane, top, left, wide)
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, wide)
         P[:] = wide
         total = 0.0
         for i in range(m):
@@ -130,7 +128,6 @@ def by_estimate(
     layout: Any,
     at: Any,
     tolerance: float,
-    floor: float,
     limit: int,
     U: Any,
     V: Any,
@@ -144,14 +141,12 @@ def by_estimate(
     crosses so far.
     """
     m, n = U.shape[1], V.shape[1]
-    R, S, p, q, top, left, lines, columns = layout[3:]
-    pitch = columns + (S - 1) * q
-    plane = (lines + (R - 1) * p) * pitch
-    P, wide = np.zeros(layout[0] * plane, U.dtype), np.zeros(layout[0] * plane)
+    pitch, columns = layout.pitch, layout.columns
+    P, wide = np.zeros(layout.channels * layout.plane, U.dtype), np.zeros(layout.channels * layout.plane)
     unused = np.empty(m, np.bool_)
     used = 0
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, plane, top, left, wide)
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, wide)
         P[:] = wide
         for i in range(m):
             unused[i] = True

@@ -108,10 +108,20 @@ def _five_by_three(
 @compiled
 def rows_scratch(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
     """What :func:`rows_gram` works in."""
-    C, H, W, R, S, p, q = layout[0], layout[1], layout[2], layout[3], layout[4], layout[5], layout[6]
-    pitch = W + (S - 1) * q
-    size = H * pitch + 2 * ((R - 1) * p * pitch + (S - 1) * q)
-    return np.zeros(C * size), np.zeros(C * W * H), np.zeros((3, 2 * S + 3))
+    pitch, guard = _frameless(layout)
+    size = layout.height * pitch + 2 * guard
+    C, pixels = layout.channels, layout.height * layout.width
+    return np.zeros(C * size), np.zeros(C * pixels), np.zeros((3, 2 * layout.S + 3))
+
+
+@compiled
+def _frameless(layout: Any) -> tuple[int, int]:  # pragma: no cover (compiled)
+    """Of images without their frame, the numbers from line to line, and the zeros that stand between two channels.
+
+    Zeros between lines and channels stand for what lies outside, as far as any difference of two shifts reaches.
+    """
+    pitch = layout.width + (layout.S - 1) * layout.q
+    return pitch, (layout.R - 1) * layout.p * pitch + (layout.S - 1) * layout.q
 
 
 @compiled
@@ -128,9 +138,9 @@ def rows_gram(image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any)
     G : array
         (m, m) float64, written.
     """
-    C, H, W, R, S, p, q, top, left, lines, columns = layout
+    C, H, W, R, S, p, q = layout.channels, layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
     P, Q, products = scratch
-    if R == 1 and S == 1 and top == 0 and left == 0 and lines == H and columns == W:
+    if R == 1 and S == 1 and layout.plane == H * W:
         # Nothing is shifted: the rows are the channels.
         pad(image, f, g, W, H * W, 0, 0, P)
         rows = P.reshape(C, H * W)
@@ -139,10 +149,7 @@ def rows_gram(image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any)
             for c2 in range(c):
                 G[c2, c] = G[c, c2]
         return
-    # The image without its frame: zeros between lines and channels stand for what lies outside, as far as any
-    # difference of two shifts reaches.
-    pitch = W + (S - 1) * q
-    guard = (R - 1) * p * pitch + (S - 1) * q
+    pitch, guard = _frameless(layout)
     size = H * pitch + 2 * guard
     pad(image, f, g, pitch, size, 0, guard, P)
     for c in range(C):
@@ -176,15 +183,14 @@ def _from_products(
     P: Any, Q: Any, products: Any, layout: Any, c: int, c2: int, dr: int, G: Any
 ) -> None:  # pragma: no cover (compiled)
     """Inner products of rows from those of whole images: less what the rows' windows leave out."""
-    _, H, W, R, S, p, q, top, left, lines, columns = layout
-    pitch = W + (S - 1) * q
-    guard = (R - 1) * p * pitch + (S - 1) * q
+    H, W, R, S, p, q = layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
+    pitch, guard = _frameless(layout)
     size = H * pitch + 2 * guard
     base = c * size + guard
     first, last = max(0, -dr * p), min(H, H - dr * p)
     for r in range(max(0, -dr), min(R, R - dr)):
-        low = r * p - top
-        high = low + lines
+        low = r * p - layout.top
+        high = low + layout.lines
         y0, y1 = max(first, low), min(last, high)
         whole = y0 == first and y1 == last
         for ds in range(0 if c2 == c and dr == 0 else 1 - S, S):
@@ -199,8 +205,8 @@ def _from_products(
             x0, x1 = max(0, -ds * q), min(W, W - ds * q)
             for s in range(max(0, -ds), min(S, S - ds)):
                 # … and the columns, of the lines that it does meet.
-                near = s * q - left
-                far = near + columns
+                near = s * q - layout.left
+                far = near + layout.columns
                 entry = value
                 if y1 > y0 and (near > x0 or far < x1):
                     for x in range(x0, min(near, x1)):
@@ -217,10 +223,12 @@ def _from_products(
 @compiled
 def columns_scratch(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
     """What :func:`columns_gram` works in."""
-    C, R, S, p, q, lines, columns = layout[0], layout[3], layout[4], layout[5], layout[6], layout[9], layout[10]
-    pitch = columns + (S - 1) * q
-    plane = (lines + (R - 1) * p) * pitch
-    return np.zeros(C * plane), np.zeros((plane, plane)), np.zeros((lines + (R - 1) * p) * columns * plane)
+    plane = layout.plane
+    return (
+        np.zeros(layout.channels * plane),
+        np.zeros((plane, plane)),
+        np.zeros(plane // layout.pitch * layout.columns * plane),
+    )
 
 
 @compiled
@@ -228,13 +236,12 @@ def columns_gram(
     image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any
 ) -> None:  # pragma: no cover (compiled)
     """Dᵀ D, (n, n), of the block that the image times f·g is lowered to; as :func:`rows_gram`."""
-    C, _, _, R, S, p, q, top, left, lines, columns = layout
+    R, S, p, q, lines, columns = layout.R, layout.S, layout.p, layout.q, layout.lines, layout.columns
     P, products, partial = scratch
-    pitch = columns + (S - 1) * q
-    height = lines + (R - 1) * p
-    plane = height * pitch
-    pad(image, f, g, pitch, plane, top, left, P)
-    pixels = P.reshape(C, plane)
+    pitch, plane = layout.pitch, layout.plane
+    height = plane // pitch
+    pad(image, f, g, pitch, plane, layout.top, layout.left, P)
+    pixels = P.reshape(layout.channels, plane)
     # Products of pixels, summed over channels; only the part of a row on and after the diagonal.
     for i in range(plane):
         _outer_row(pixels, i, products[i, i:])

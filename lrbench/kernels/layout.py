@@ -29,6 +29,10 @@ class Layout(NamedTuple):
         Zeros in front of the image.
     lines, columns : int
         Of the output: H' and W'.
+    pitch : int
+        Numbers from one line of a padded image to the next.
+    plane : int
+        Numbers in a channel of a padded image.
     """
 
     channels: int
@@ -42,21 +46,23 @@ class Layout(NamedTuple):
     left: int
     lines: int
     columns: int
+    pitch: int
+    plane: int
 
-    @property
-    def pitch(self) -> int:
-        """Numbers from one line of a padded image to the next."""
-        return self.columns + (self.S - 1) * self.q
-
-    @property
-    def plane(self) -> int:
-        """Numbers in a channel of a padded image."""
-        return (self.lines + (self.R - 1) * self.p) * self.pitch
-
-    @property
-    def length(self) -> int:
-        """Numbers from the first to the last of a row."""
-        return (self.lines - 1) * self.pitch + self.columns
+    @classmethod
+    def of(
+        cls,
+        image: tuple[int, int, int],
+        kernel: tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1),
+        frame: tuple[int, int] = (0, 0),
+        output: tuple[int, int] | None = None,
+    ) -> "Layout":
+        """Images (C, H, W), their zeros in front (top, left) and their output (H', W'), the image's without one."""
+        lines, columns = output or image[1:]
+        pitch = columns + (kernel[1] - 1) * dilation[1]
+        plane = (lines + (kernel[0] - 1) * dilation[0]) * pitch
+        return cls(*image, *kernel, *dilation, *frame, lines, columns, pitch, plane)
 
 
 def offsets(layout: Layout) -> np.ndarray[Any, Any]:
@@ -69,8 +75,7 @@ def offsets(layout: Layout) -> np.ndarray[Any, Any]:
 
 def counts(layout: Layout) -> np.ndarray[Any, Any]:
     """How often each number of a padded channel occurs in a block: (plane,) float64."""
-    height = layout.lines + (layout.R - 1) * layout.p
-    out = np.zeros((height, layout.pitch))
+    out = np.zeros((layout.plane // layout.pitch, layout.pitch))
     for r in range(layout.R):
         for s in range(layout.S):
             y, x = r * layout.p, s * layout.q
@@ -81,7 +86,7 @@ def counts(layout: Layout) -> np.ndarray[Any, Any]:
 @exact
 def pad(
     image: Any, f: float, g: float, pitch: int, plane: int, top: int, left: int, P: Any
-) -> None:  # pragma: no cover
+) -> None:  # pragma: no cover (compiled)
     """Write an image (C, H, W) times f·g into P, whose frame of zeros stays as it is."""
     C, H, W = image.shape
     for c in range(C):

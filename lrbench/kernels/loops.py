@@ -15,26 +15,29 @@ from typing import Any
 import numba
 import torch
 
-__all__ = ["accumulate", "compiled", "correlate", "dot", "exact", "for_parts", "inner", "subtract"]
+__all__ = ["accumulate", "compiled", "correlate", "digest", "dot", "exact", "for_parts", "inner", "subtract"]
 
 
-def _sources() -> str:
-    """A digest of all kernels as they stand."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def digest(folder: Path) -> str:
+    """Of the source files in a folder."""
+    sources = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        sources.update(file.read_bytes())
+    return sources.hexdigest()
 
 
-_stamp = _sources()
+_stamp = digest(Path(__file__).parent)
 
 
 def _kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def compile_lazily(function: Callable[..., Any]) -> Any:
         kernel = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
         # What a kernel calls is compiled into it, from whatever file, but Numba would compile it anew only when its own
-        # file changes. Its cache is stamped with all of them.
-        kernel._cache._cache_file._source_stamp = _stamp
+        # file changes. Its cache is stamped with all of them; a Numba that keeps the stamp elsewhere gets no cache.
+        index: Any = getattr(kernel._cache, "_cache_file", None)
+        if not hasattr(index, "_source_stamp"):
+            return numba.njit(nogil=True, error_model="numpy", **options)(function)
+        index._source_stamp = _stamp
         return kernel
 
     return compile_lazily
@@ -73,8 +76,8 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="lrbench")
 
 
-# Threads do not survive a fork.
-os.register_at_fork(after_in_child=_helpers.cache_clear)
+if hasattr(os, "register_at_fork"):  # where there is one: threads do not survive it
+    os.register_at_fork(after_in_child=_helpers.cache_clear)
 
 
 @compiled

@@ -47,17 +47,15 @@ def project_rows(
         (N,) float64, written: no less than the scaled blocks' ‖D − UV‖_F², and their ‖D‖_F².
     """
     m, n = len(at), V.shape[1]
-    R, S, p, q, top, left, lines, columns = layout[3:]
-    pitch = columns + (S - 1) * q
-    plane = (lines + (R - 1) * p) * pitch
-    P = np.zeros(layout[0] * plane)
+    pitch, columns = layout.pitch, layout.columns
+    P = np.zeros(layout.channels * layout.plane)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
     A, B = np.empty((most, m)), np.empty((most, n))
-    wide, row, products = np.empty((2, (lines - 1) * pitch + columns)), np.empty(n), np.empty(most)
+    wide, row, products = np.empty((2, (layout.lines - 1) * pitch + columns)), np.empty(n), np.empty(most)
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, plane, top, left, P)
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         norm = _squared_norm(P, counts)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         met = 0.0
@@ -89,17 +87,15 @@ def project_columns(
 ) -> None:  # pragma: no cover (compiled)
     """As :func:`project_rows`, with bases V_i, (N, ., n), and U_i = D_i V_iᵀ."""
     m, n = len(at), V.shape[1]
-    R, S, p, q, top, left, lines, columns = layout[3:]
-    pitch = columns + (S - 1) * q
-    plane = (lines + (R - 1) * p) * pitch
-    P = np.zeros(layout[0] * plane)
+    pitch, columns = layout.pitch, layout.columns
+    P = np.zeros(layout.channels * layout.plane)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
     A, B = np.empty((most, m)), np.empty((most, n))
-    wide, column, products = np.zeros((2, (lines - 1) * pitch + columns)), np.empty((2, m)), np.empty(most)
+    wide, column, products = np.zeros((2, (layout.lines - 1) * pitch + columns)), np.empty((2, m)), np.empty(most)
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, plane, top, left, P)
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         norm = _squared_norm(P, counts)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         met = 0.0
@@ -128,17 +124,15 @@ def residuals(
         As for :func:`project_rows`; U and V are read, in any dtype.
     """
     n = V.shape[1]
-    R, S, p, q, top, left, lines, columns = layout[3:]
-    pitch = columns + (S - 1) * q
-    plane = (lines + (R - 1) * p) * pitch
-    P = np.zeros(layout[0] * plane)
+    pitch, columns = layout.pitch, layout.columns
+    P = np.zeros(layout.channels * layout.plane)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    length = (lines - 1) * pitch + columns
+    length = (layout.lines - 1) * pitch + columns
     B, c, row, narrow = np.zeros((most, length)), np.empty(most), np.empty(length), np.empty(n)
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, plane, top, left, P)
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
             _widen(V[first + k], power[b, 5], narrow)

@@ -56,8 +56,8 @@ def time_steps(steps: Sequence[Step], rounds: int, warmup: int = 2, device: str 
 def split_steps(model: nn.Module, step: Step, rounds: int, device: str = "cpu") -> dict[str, Any]:
     """Split the time of a wrapped model's step into lowering, compressing and the rest.
 
-    Lowering is the copying of pixels into rows or strips of blocks, wherever it happens; compressing is the rest of
-    what ``Compressor.compress`` takes.
+    Lowering is the copying of pixels into blocks, or strips of them, by :class:`lrbench.Im2col`; compressing is the
+    rest of what ``Compressor.compress`` takes, with the pixels that a compiled kernel reads for itself.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lrbench
 from lrbench import Factors, Origin
-from lrbench.kernels.lowered import Lowered
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 EXACT = (
     "zero",
@@ -38,7 +38,7 @@ EXACT = (
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations: the CPU's, and the other devices', which runs on a CPU as well."""
     if request.param == "in step":
-        monkeypatch.setattr(Lowered, "of", lambda blocks: None)
+        monkeypatch.setattr(KernelBlocks, "of", lambda blocks: None)
     return request.param
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrbench.kernels import crosses, gram, lanczos, layout, loops, project, spectral
+from lrbench.kernels import crosses, gram, lanczos, layout, loops, magnitude, project, spectral
 
 
 @pytest.mark.parametrize("count", range(21))
@@ -97,11 +97,16 @@ def test_threads_are_made_anew_after_a_fork() -> None:
 
 def test_a_change_in_any_kernels_file_makes_all_of_them_compile_anew(tmp_path: Path) -> None:
     """A kernel contains what it calls from other files, of which Numba's cache knows nothing."""
-    for module in (crosses, gram, lanczos, layout, project, spectral):
+    for module in (crosses, gram, lanczos, layout, loops, magnitude, project, spectral):
         kernels = [value for value in vars(module).values() if hasattr(value, "py_func")]
         assert kernels
-        assert {kernel._cache._cache_file._source_stamp for kernel in kernels} == {loops._sources()}
-    assert loops._sources() == loops._sources()
+        stamps = {kernel._cache._cache_file._source_stamp for kernel in kernels}
+        assert stamps == {loops.digest(Path(loops.__file__).parent)}
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "b.py").write_text("2")
+    before = loops.digest(tmp_path)
+    (tmp_path / "b.py").write_text("3")
+    assert loops.digest(tmp_path) != before
 
 
 def test_compiled_kernels_come_from_the_cache_on_the_second_start(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import lrbench
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.compressors import spectral
 from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
+from lrbench.kernels.kernel_blocks import KernelBlocks
 from lrbench.kernels.layout import Layout
-from lrbench.kernels.lowered import Lowered
 
 C, H, W = 4, 7, 6
 EVERY = [g for g in geometries(C, H, W) if g["padding_mode"] in ("zeros", "circular")]
@@ -22,13 +22,13 @@ def images(dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     return torch.rand(2, C, H, W, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def kernels_view(blocks: Blocks) -> Lowered:
-    view = Lowered.of(blocks)
+def kernels_view(blocks: Blocks) -> KernelBlocks:
+    view = KernelBlocks.of(blocks)
     assert view is not None
     return view
 
 
-def gram(view: Lowered, side: str) -> NDArray[np.float64]:
+def gram(view: KernelBlocks, side: str) -> NDArray[np.float64]:
     layout = view.layout
     m, n = layout.channels * layout.R * layout.S, layout.lines * layout.columns
     scratch, kernel, size = (
@@ -64,7 +64,7 @@ def test_gram_matrices_of_any_number_of_channels(channels: int, arguments: Argum
 def test_a_plain_block_is_an_image_of_one_line() -> None:
     D = torch.rand(3, 5, 9, dtype=torch.float64).mT  # not contiguous
     view = kernels_view(DenseBlocks(D))
-    assert view.layout == Layout(9, 1, 5, 1, 1, 1, 1, 0, 0, 1, 5)
+    assert view.layout == Layout(9, 1, 5, 1, 1, 1, 1, 0, 0, 1, 5, pitch=5, plane=5)
     np.testing.assert_allclose(gram(view, "rows"), (D @ D.mT).numpy(), rtol=1e-14)
     np.testing.assert_allclose(gram(view, "columns"), (D.mT @ D).numpy(), rtol=1e-14)
 
@@ -84,7 +84,7 @@ def test_projection_and_residual_are_those_of_what_was_stored(side: str, dtype: 
         vectors = torch.linalg.qr(vectors.mT).Q.mT.contiguous()
         ranks = torch.tensor([k, k - 1, 0, 1, k, k - 1, 0, 1])[:N].clamp(min=0)
         view = kernels_view(ScaledBlocks(blocks, torch.full((N,), -1)))
-        U, V, lost, energy = view.project(side, vectors, ranks, exponent, dtype)  # type: ignore[arg-type]
+        U, V, lost, energy = view.project(side, vectors, ranks, exponent)  # type: ignore[arg-type]
         again, energy_again = view.residuals(U, V, ranks, exponent)
         assert U.dtype == V.dtype == dtype
         assert U.shape == (int(ranks.sum()), m)
@@ -114,7 +114,7 @@ def test_the_svd_finds_the_same_ranks_without_the_kernels(
     blocks = lrbench.Im2col(x, 3, padding=1)
     svd = lrbench.get_compressor("svd", eps=eps)
     kernels = svd.compress(blocks)
-    monkeypatch.setattr(Lowered, "of", lambda blocks: None)
+    monkeypatch.setattr(KernelBlocks, "of", lambda blocks: None)
     plain = svd.compress(blocks)
     assert torch.equal(kernels.ranks, plain.ranks)
     assert torch.equal(kernels.origin, plain.origin)
@@ -127,14 +127,14 @@ def test_what_an_iteration_fails_on_is_decomposed_whole(monkeypatch: pytest.Monk
     blocks = lrbench.Im2col(images(torch.float32), 3, padding=1)
     svd = lrbench.get_compressor("svd", eps=0.1)
     expected = svd.compress(blocks)
-    bases = Lowered.bases
+    bases = KernelBlocks.bases
 
-    def failing(self: Lowered, side: str, eps: float) -> tuple[Tensor, Tensor]:
+    def failing(self: KernelBlocks, side: str, eps: float) -> tuple[Tensor, Tensor]:
         vectors, ranks = bases(self, side, eps)  # type: ignore[arg-type]
         vectors[1], ranks[1] = float("nan"), -1
         return vectors, ranks
 
-    monkeypatch.setattr(Lowered, "bases", failing)
+    monkeypatch.setattr(KernelBlocks, "bases", failing)
     assert (spectral.truncated_svd(blocks, 0.1).ranks > 0).all()
     factors = svd.compress(blocks)
     assert torch.equal(factors.ranks, expected.ranks)

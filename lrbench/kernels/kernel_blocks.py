@@ -14,12 +14,12 @@ from lrbench.kernels import crosses, project, spectral
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
 
-__all__ = ["Lowered"]
+__all__ = ["KernelBlocks"]
 
 Array = NDArray[Any]
 
 
-class Lowered(NamedTuple):
+class KernelBlocks(NamedTuple):
     """Blocks on a CPU as the kernels read them.
 
     Attributes
@@ -36,7 +36,7 @@ class Lowered(NamedTuple):
     layout: Layout
 
     @classmethod
-    def of(cls, blocks: Blocks) -> "Lowered | None":
+    def of(cls, blocks: Blocks) -> "KernelBlocks | None":
         """Read blocks, if they are on a CPU and in a dtype that the kernels take."""
         if blocks.device.type != "cpu" or blocks.dtype not in (torch.float32, torch.float64):
             return None
@@ -44,18 +44,26 @@ class Lowered(NamedTuple):
         while isinstance(blocks, ScaledBlocks):
             exponent += blocks.exponent.numpy()
             blocks = blocks.original
-        if isinstance(blocks, Im2col) and blocks.geometry.stride == (1, 1):
+        if isinstance(blocks, Im2col) and not cls.form(blocks):
             g = blocks.geometry
             natural = g.padding_mode == "zeros" and min(g.padding) >= 0
             images = (blocks.images if natural else g.pad(blocks.images)).contiguous().numpy()
             left, _, top, _ = g.padding if natural else (0, 0, 0, 0)
-            (C, H, W), (R, S), (p, q) = images.shape[1:], g.kernel_size, g.dilation
-            layout = Layout(C, H, W, R, S, p, q, top, left, *blocks.output_size)
+            layout = Layout.of(images.shape[1:], g.kernel_size, g.dilation, (top, left), blocks.output_size)
         else:
             values = blocks.tensor if isinstance(blocks, DenseBlocks) else blocks.dense()
             images = values.contiguous().unsqueeze(2).numpy()
-            layout = Layout(images.shape[1], 1, images.shape[3], 1, 1, 1, 1, 0, 0, 1, images.shape[3])
+            layout = Layout.of(images.shape[1:])
         return cls(images, exponent, layout)
+
+    @staticmethod
+    def form(blocks: Blocks) -> bool:
+        """Whether :meth:`of` forms the blocks: those of a tensor never, those of images where the stride is above 1."""
+        while isinstance(blocks, ScaledBlocks):
+            blocks = blocks.original
+        return not isinstance(blocks, DenseBlocks) and not (
+            isinstance(blocks, Im2col) and blocks.geometry.stride == (1, 1)
+        )
 
     def bases(self, side: Literal["rows", "columns"], eps: float) -> tuple[Tensor, Tensor]:
         """Orthonormal bases on which the blocks' projections keep ``eps``: see :mod:`lrbench.kernels.spectral`.
@@ -65,8 +73,7 @@ class Lowered(NamedTuple):
         tuple
             (N, k, k) float64, of which the leading ``ranks[i]`` rows are block i's, and the ranks, (N,) int64.
         """
-        C, R, S, lines, columns = (getattr(self.layout, name) for name in ("channels", "R", "S", "lines", "columns"))
-        size = C * R * S if side == "rows" else lines * columns
+        size = _shape(self.layout)[0 if side == "rows" else 1]
         kernel = spectral.rows_bases if side == "rows" else spectral.columns_bases
         bases, ranks = np.empty((len(self.images), size, size)), np.empty(len(self.images), np.int64)
         power = _powers(np.zeros_like(self.exponent), self.exponent)
@@ -79,7 +86,7 @@ class Lowered(NamedTuple):
         return torch.from_numpy(bases), torch.from_numpy(ranks)
 
     def project(
-        self, side: Literal["rows", "columns"], vectors: Tensor, ranks: Tensor, exponent: Tensor, dtype: torch.dtype
+        self, side: Literal["rows", "columns"], vectors: Tensor, ranks: Tensor, exponent: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Store one side of the factors and compute the other: see :func:`lrbench.kernels.project.project_rows`.
 
@@ -88,7 +95,7 @@ class Lowered(NamedTuple):
         side, vectors, ranks
             As :meth:`bases` gives them.
         exponent : Tensor
-            (N,) int64: the factors are stored 2**exponent times as large, in ``dtype``.
+            (N,) int64: the factors are stored 2**exponent times as large, in the images' dtype.
 
         Returns
         -------
@@ -98,8 +105,7 @@ class Lowered(NamedTuple):
         m, n = _shape(self.layout)
         at, number = _addresses(self.layout)
         ends = np.concatenate([np.zeros(1, np.int64), ranks.numpy().cumsum()])
-        kind = torch.empty(0, dtype=dtype).numpy().dtype
-        U, V = np.empty((ends[-1], m), kind), np.empty((ends[-1], n), kind)
+        U, V = (np.empty((ends[-1], side), self.images.dtype) for side in (m, n))
         squared, norms = torch.empty(len(ranks), dtype=torch.float64), torch.empty(len(ranks), dtype=torch.float64)
         power = _powers(exponent.numpy(), self.exponent)
         kernel = project.project_rows if side == "rows" else project.project_columns
@@ -128,7 +134,7 @@ class Lowered(NamedTuple):
     def crosses(
         self, stop: Literal["residual", "estimate"], tolerance: float, floor: float, limit: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Crosses in the images' dtype: see :mod:`lrbench.kernels.crosses`.
+        """Crosses in the images' dtype: see :mod:`lrbench.kernels.crosses`, also for what the numbers mean.
 
         Returns
         -------
@@ -139,29 +145,31 @@ class Lowered(NamedTuple):
         m, n = _shape(self.layout)
         at, _ = _addresses(self.layout)
         power = _powers(np.zeros_like(self.exponent), self.exponent)
-        kernel = crosses.by_residual if stop == "residual" else crosses.by_estimate
         ranks, found = np.empty(N, np.int64), {}
 
-        def part(start: int, stop: int) -> None:
-            cut = slice(start, stop)
+        def part(start: int, end: int) -> None:
+            cut = slice(start, end)
             # Memory that is never touched costs nothing, moving to a larger place does.
-            room = min(limit * (stop - start), (stop - start) + (64 << 20) // (self.images.itemsize * (m + n)))
+            room = min(limit * (end - start), (end - start) + (64 << 20) // (self.images.itemsize * (m + n)))
             U, V = (np.empty((room, side), self.images.dtype) for side in (m, n))
             row = np.empty(n, self.images.dtype)
             bits = row.view(f"i{row.itemsize}")
-            found[start] = kernel(
-                self.images[cut], power[cut], self.layout, at, tolerance, floor, limit, U, V, row, bits, ranks[cut]
-            )
+            source, target = (self.images[cut], power[cut], self.layout, at), (U, V, row, bits, ranks[cut])
+            if stop == "residual":
+                found[start] = crosses.by_residual(*source, tolerance, floor, limit, *target)
+            else:
+                found[start] = crosses.by_estimate(*source, tolerance, limit, *target)
 
         for_parts(N, part)
         ends = np.concatenate([np.zeros(1, np.int64), ranks.cumsum()])
         starts = sorted(found)
         packed = [np.empty((ends[-1], side), self.images.dtype) for side in (m, n)]
 
-        def place(k: int, _: int) -> None:
-            first, last = ends[starts[k]], ends[starts[k + 1] if k + 1 < len(starts) else N]
-            for whole, piece in zip(packed, found.pop(starts[k]), strict=True):
-                whole[first:last] = piece[: last - first]
+        def place(start: int, end: int) -> None:
+            for k in range(start, end):
+                first, last = ends[starts[k]], ends[starts[k + 1] if k + 1 < len(starts) else N]
+                for whole, piece in zip(packed, found.pop(starts[k]), strict=True):
+                    whole[first:last] = piece[: last - first]
 
         for_parts(len(starts), place)
         return torch.from_numpy(packed[0]), torch.from_numpy(packed[1]), torch.from_numpy(ranks)
