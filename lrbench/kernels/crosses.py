@@ -272,9 +272,9 @@ def _product(a: Any, b: Any) -> float:  # pragma: no cover (compiled)
 @compiled
 def _pivot(bits: Any) -> int:  # pragma: no cover (compiled)
     """Where a row is largest in magnitude, the first such place, from its numbers' bits as whole numbers."""
-    one = bits[0] & 0 | 1
-    mask = ~(one << (8 * bits.itemsize - 1))  # all but the sign
-    largest = one & 0
+    # All but the sign. Numba widens what it computes with to 64 bits: the mask must clear what the sign was spread to.
+    mask = (np.int64(1) << (8 * bits.itemsize - 1)) - 1
+    largest = np.int64(0)
     for t in range(len(bits)):
         largest = max(largest, bits[t] & mask)
     start = 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lrbench
 from lrbench import Factors, Origin
+from lrbench.kernels import crosses as kernels
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
 EXACT = (
@@ -189,3 +190,30 @@ def test_the_number_of_threads_does_not_show(threads: int) -> None:
         torch.set_num_threads(before)
     assert factors.origin.tolist() == [Origin.OWN] * 7
     assert_same_factors(factors, expected)
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 65, 200])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_pivot_is_the_largest_magnitude_of_either_sign(dtype: type[np.floating], length: int) -> None:
+    g = np.random.default_rng(length)
+    for _ in range(20):
+        row = g.standard_normal(length).astype(dtype)
+        assert kernels._pivot(row.view(f"i{row.itemsize}")) == np.abs(row).argmax()
+    row[length // 2 :] = -9.0
+    assert kernels._pivot(row.view(f"i{row.itemsize}")) == length // 2  # the first of equals
+
+
+@both_ways
+@pytest.mark.parametrize("stop", ["residual", "estimate"])
+def test_float32_crosses_are_the_textbooks(stop: str) -> None:
+    """In the dtype that images have; of sums of noise, in which no two numbers are as large but for the last digit."""
+    x = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)).cumsum(2).cumsum(3)
+    blocks = lrbench.Im2col(x, 3, padding=1)
+    compressor = lrbench.get_compressor("aca" if stop == "residual" else "aca-estimate", eps=0.5)
+    factors = compressor.compress(blocks)
+    for i, D in enumerate(blocks.dense().double().numpy()):
+        U, V, real = textbook(D, 0.5, stop)
+        rows = slice(int(factors.offsets[i]), int(factors.offsets[i + 1]))
+        assert rows.stop - rows.start == real.sum() > 1
+        found = factors.U[rows].double().T @ factors.V[rows].double()
+        np.testing.assert_allclose(found.numpy(), U @ V, atol=1e-4 * np.abs(D).max())
