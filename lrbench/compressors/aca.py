@@ -23,7 +23,7 @@ class ACA(Compressor):
 
     guarantee = "block"
     forms_blocks = False
-    version = 2
+    version = 3
 
     def factorize(self, blocks: Blocks) -> LowRank:
         """See :func:`lrbench.compressors.crosses.cross_approximation`."""
@@ -45,7 +45,7 @@ class EstimatedACA(Compressor):
 
     guarantee = None
     forms_blocks = False
-    version = 2
+    version = 3
 
     def factorize(self, blocks: Blocks) -> LowRank:
         """See :func:`lrbench.compressors.crosses.cross_approximation`."""
