@@ -105,31 +105,18 @@ class KernelBlocks(NamedTuple):
         m, n = _shape(self.layout)
         at, number = _addresses(self.layout)
         ends = np.concatenate([np.zeros(1, np.int64), ranks.numpy().cumsum()])
-        U, V = (np.empty((ends[-1], side), self.images.dtype) for side in (m, n))
-        squared, norms = torch.empty(len(ranks), dtype=torch.float64), torch.empty(len(ranks), dtype=torch.float64)
+        U, V = (np.empty((ends[-1], width), self.images.dtype) for width in (m, n))
+        squared, norms, basis = np.empty(len(ranks)), np.empty(len(ranks)), vectors.numpy()
         power = _powers(exponent.numpy(), self.exponent)
         kernel = project.project_rows if side == "rows" else project.project_columns
-        arrays = (U, V, squared.numpy(), norms.numpy(), vectors.numpy())
 
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
-            u, v, s, o, basis = arrays
-            kernel(
-                self.images[cut],
-                power[cut],
-                self.layout,
-                at,
-                number,
-                basis[cut],
-                ends[start : stop + 1],
-                u,
-                v,
-                s[cut],
-                o[cut],
-            )
+            source = (self.images[cut], power[cut], self.layout, at, number)
+            kernel(*source, basis[cut], ends[start : stop + 1], U, V, squared[cut], norms[cut])
 
         for_parts(len(ranks), part)
-        return torch.from_numpy(U), torch.from_numpy(V), squared, norms
+        return torch.from_numpy(U), torch.from_numpy(V), torch.from_numpy(squared), torch.from_numpy(norms)
 
     def crosses(
         self, stop: Literal["residual", "estimate"], tolerance: float, floor: float, limit: int
@@ -178,19 +165,17 @@ class KernelBlocks(NamedTuple):
         """‖D − UV‖_F² and ‖D‖_F², (N,) float64, of factors that are stored 2**exponent times as large."""
         at, number = _addresses(self.layout)
         ends = np.concatenate([np.zeros(1, np.int64), ranks.numpy().cumsum()])
-        squared, norms = torch.empty(len(ranks), dtype=torch.float64), torch.empty(len(ranks), dtype=torch.float64)
+        squared, norms = np.empty(len(ranks)), np.empty(len(ranks))
         power = _powers(exponent.numpy(), self.exponent)
-        arrays = (U.contiguous().numpy(), V.contiguous().numpy(), squared.numpy(), norms.numpy())
+        u, v = U.contiguous().numpy(), V.contiguous().numpy()
 
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
-            u, v, s, o = arrays
-            project.residuals(
-                self.images[cut], power[cut], self.layout, at, number, ends[start : stop + 1], u, v, s[cut], o[cut]
-            )
+            source = (self.images[cut], power[cut], self.layout, at, number)
+            project.residuals(*source, ends[start : stop + 1], u, v, squared[cut], norms[cut])
 
         for_parts(len(ranks), part)
-        return squared, norms
+        return torch.from_numpy(squared), torch.from_numpy(norms)
 
 
 def _shape(layout: Layout) -> tuple[int, int]:

@@ -143,7 +143,8 @@ def draw_time(study: Study) -> Drawing:
     return fig, (
         "Time of one training step: medians, with quartiles as a line through the bar's end. The dashed line at "
         "a bar is the plain model's step, timed in the same rounds; the number is the median ratio to it. A bar is as "
-        "long as the median step; its parts are in the proportions of the split, which is measured on its own."
+        "long as the median step; its parts are in the proportions of the split, which is measured on its own. "
+        "Pixels that a compiled kernel reads for itself count as compressing."
     )
 
 
