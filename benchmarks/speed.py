@@ -42,8 +42,8 @@ class Kind(NamedTuple):
     """One thing that is timed: what to call, on how many of a batch's images, and with how many threads."""
 
     call: Call
-    images: int = BATCH
-    threads: int = 0
+    images: int
+    threads: int
 
 
 class Promise(NamedTuple):
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "# Compressing, beside what people would use instead",
         "",
         f"Images: {name}. {threads} threads. Times are medians of {options.rounds} calls, [quartiles], from images to",
-        f"packed and checked factors. Layer 1: {BATCH} images, eps {EPS:g}.",
+        f"packed and checked factors; layer 1 at eps {EPS:g}. Threads are torch's; a ratio is one of medians, its",
+        "quartiles are of the ratios round by round.",
         "",
     ]
     results: dict[str, Any] = {"images": name, "threads": threads, "environment": environment()}
@@ -76,11 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = [("layer 1, 27x1024", batches, *_first_layer(batches[0], threads))]
     for layer, inputs in _deeper_inputs(images, labels).items():
         parts = list(inputs.split(50))
-        tables.append((layer, parts, *_deeper(layer, threads)))
+        tables.append((layer, parts, *_deeper(parts[0], threads)))
     for title, parts, kinds, promises in tables:
         seconds = _time(kinds, parts, options.rounds, threads)
         results[title] = seconds
-        lines += [f"## {title}", "", *_table(seconds, promises), ""]
+        lines += [f"## {title}", "", *_table(kinds, seconds, promises), ""]
     print("\n".join(lines))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def _first_layer(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Pro
         return [scipy.linalg.interpolative.svd(d, EPS) for d in blocks]
 
     few = 50
-    kinds = {name: Kind(_compress(name)) for name in ("svd", "rsvd", "aca", "aca-estimate")}
+    kinds = {name: Kind(_compress(name), len(batch), threads) for name in ("svd", "rsvd", "aca", "aca-estimate")}
     kinds |= {
         "F.unfold": _fastest(
             [
@@ -164,12 +165,12 @@ def _first_layer(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Pro
     ]
 
 
-def _deeper(layer: str, threads: int) -> tuple[dict[str, Kind], list[Promise]]:
+def _deeper(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Promise]]:
     kinds, promises = {}, []
     for eps, bound in ((0.3, 8), (0.1, 3)):
         ours, theirs = f"svd at {eps:g}", f"torch.linalg.svd, truncated at {eps:g}"
-        kinds[ours] = Kind(_compress("svd", eps), 50)
-        kinds[theirs] = Kind(_truncated(eps), 50, threads)
+        kinds[ours] = Kind(_compress("svd", eps), len(batch), threads)
+        kinds[theirs] = _fastest([_truncated(eps)], batch, threads)
         promises.append(Promise(theirs, ours, "≥", bound))
     return kinds, promises
 
@@ -216,13 +217,13 @@ def _time(kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, thread
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     names = list(kinds)
     for kind in kinds.values():
-        kind.call(batches[-1][:4])
+        kind.call(batches[0][:4])
     for number in range(rounds):
         for offset in range(len(names)):
             name = names[(number + offset) % len(names)]
             kind = kinds[name]
-            x = batches[number % len(batches)][: kind.images]
-            torch.set_num_threads(kind.threads or threads)
+            x = batches[1 + number % (len(batches) - 1)][: kind.images]  # the first was used to try things out
+            torch.set_num_threads(kind.threads)
             time.sleep(RESTS)
             start = time.perf_counter()
             kind.call(x)
@@ -231,12 +232,13 @@ def _time(kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, thread
     return seconds
 
 
-def _table(seconds: dict[str, list[float]], promises: Sequence[Promise]) -> list[str]:
-    lines = ["| what | µs an image |", "| --- | ---: |"]
+def _table(kinds: dict[str, Kind], seconds: dict[str, list[float]], promises: Sequence[Promise]) -> list[str]:
+    lines = ["| what | threads | images | µs an image |", "| --- | ---: | ---: | ---: |"]
     for name, values in seconds.items():
         low, middle, high = 1e6 * np.quantile(values, [0.25, 0.5, 0.75])
-        lines.append(f"| {name} | {middle:.1f} [{low:.1f}, {high:.1f}] |")
-    lines += ["", "| ratio | measured | by round | bound | |", "| --- | ---: | ---: | ---: | --- |"]
+        kind = kinds[name]
+        lines.append(f"| {name} | {kind.threads} | {kind.images} | {middle:.1f} [{low:.1f}, {high:.1f}] |")
+    lines += ["", "| ratio | measured | quartiles | bound | |", "| --- | ---: | ---: | ---: | --- |"]
     for promise in promises:
         over, under = np.asarray(seconds[promise.over]), np.asarray(seconds[promise.under])
         ratio = float(np.median(over) / np.median(under))
