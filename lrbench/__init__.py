@@ -7,19 +7,23 @@ factors = lrbench.get_compressor("svd", eps=0.1).compress(blocks)
 model = lrbench.wrap(model, mask="101010", compressor="svd", eps=0.1, path="both")
 """
 
-from lrbench.blocks import DenseBlocks
-from lrbench.compressors import (
-    Compressor,
-    NonFiniteBlockError,
-    UnknownCompressorError,
-    get_compressor,
-    list_compressors,
-    register,
-)
-from lrbench.conv import compressed_layers, unwrap, wrap
-from lrbench.factors import Basis, Factors, LowRank, Origin
-from lrbench.im2col import Geometry, Im2col
-from lrbench.measure.error import relative_error
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrbench.blocks import DenseBlocks
+    from lrbench.compressors import (
+        Compressor,
+        NonFiniteBlockError,
+        UnknownCompressorError,
+        get_compressor,
+        list_compressors,
+        register,
+    )
+    from lrbench.conv import compressed_layers, unwrap, wrap
+    from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
+    from lrbench.im2col import Geometry, Im2col
+    from lrbench.measure.error import relative_error
 
 __all__ = [
     "Basis",
@@ -31,6 +35,7 @@ __all__ = [
     "LowRank",
     "NonFiniteBlockError",
     "Origin",
+    "SharedBasis",
     "UnknownCompressorError",
     "compressed_layers",
     "get_compressor",
@@ -41,3 +46,19 @@ __all__ = [
     "wrap",
 ]
 __version__ = "0.1.0"
+
+_HOMES = ("blocks", "compressors", "conv", "factors", "im2col", "measure.error")
+
+if not TYPE_CHECKING:  # a checker that saw it would believe in every name
+
+    def __getattr__(name: str) -> Any:
+        """Import a name when it is first asked for: torch takes a second, which no help text needs."""
+        if name in __all__:
+            for home in _HOMES:
+                module = importlib.import_module(f"{__name__}.{home}")
+                if hasattr(module, name):
+                    return globals().setdefault(name, getattr(module, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

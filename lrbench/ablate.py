@@ -7,6 +7,8 @@ python -m lrbench.ablate --dataset cifar10 --compressors svd aca --masks 000000 
 The same command, given again, does only what is missing.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import shlex
@@ -14,17 +16,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm
 
-from lrbench.datasets import Dataset, list_datasets, load_dataset
-from lrbench.experiment import Experiment
-from lrbench.grid import Grid, expand
-from lrbench.models import list_models
+from lrbench.names import DATASETS, MODELS
 from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, run_path, write_run
-from lrbench.training import Config
+
+# What takes torch or draws is imported where it is first needed: the command line answers at once.
+if TYPE_CHECKING:
+    from lrbench.datasets import Dataset
+    from lrbench.experiment import Experiment
+    from lrbench.training import Config
 
 __all__ = ["main"]
 
@@ -94,9 +97,14 @@ class _BadRequestError(Exception):
 
 
 def _ablate(options: argparse.Namespace, command: str) -> int:
+    from lrbench.datasets import load_dataset
+    from lrbench.experiment import Experiment
+    from lrbench.grid import Grid, expand
+
     try:
         data = load_dataset(options.dataset, options.data_dir)
-        configs, reasons = expand(_grid(options), _base(options, data), len(data.classes))
+        grid = Grid(options.compressors, options.masks, options.eps, options.path, options.seeds)
+        configs, reasons = expand(grid, _base(options, data), len(data.classes))
         if not options.dry_run:
             prepare_folder(options.out)
     except (ValueError, LookupError, TypeError, ResultsFolderError) as error:
@@ -112,7 +120,6 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     failed = _run_all(configs, experiment, options.out)
     for reason in failed:
         print(f"failed: {reason}", file=sys.stderr)
-    # Drawing is imported when there is something to draw: the command line answers sooner.
     from lrbench.report import write_report
 
     print(f"report: {write_report(options.out)}")
@@ -192,11 +199,13 @@ def _list_runs(configs: list[Config], reasons: list[str], folder: Path) -> None:
     print(f"{len(configs)} runs, {finished} finished, in {folder}")
 
 
-def _grid(options: argparse.Namespace) -> Grid:
-    return Grid(options.compressors, options.masks, options.eps, options.path, options.seeds)
-
-
 def _base(options: argparse.Namespace, data: Dataset) -> Config:
+    import torch
+
+    from lrbench.training import Config
+
+    if options.threads is None:
+        options.threads = torch.get_num_threads()
     sizes = {}
     for part, images in (("train", data.train_images), ("test", data.test_images)):
         asked = getattr(options, f"{part}_size")
@@ -241,11 +250,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="what the other options default to (demo; paper where --dataset is cifar10)")
-    add("--dataset", choices=list_datasets())
+    add("--dataset", choices=DATASETS)
     add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder, or its parent")
     add("--train-size", type=int, metavar="N", help="how many training images")
     add("--test-size", type=int, metavar="N", help="how many test images")
-    add("--model", choices=list_models(), default="paper")
+    add("--model", choices=MODELS, default="paper")
     add("--widths", type=int, nargs="+", metavar="W")
     add("--epochs", type=int)
     add("--batch-size", type=int)
@@ -256,7 +265,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--path", nargs="+", metavar="PATH", help="forward, backward or both")
     add("--seeds", type=int, nargs="+", metavar="SEED")
     add("--device", default="cpu")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU; part of a run's identity")
+    add("--threads", type=int, help="of the CPU; part of a run's identity")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
     add("--peak-processes", type=int, metavar="N", help="processes to measure peak memory in; 0 for none")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")

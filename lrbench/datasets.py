@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lrbench.names import DATASETS
+
 __all__ = [
     "Dataset",
     "DatasetError",
@@ -93,7 +95,7 @@ class Dataset:
 
 def list_datasets() -> tuple[str, ...]:
     """Return the names that `load_dataset` accepts."""
-    return ("photos", "cifar10")
+    return DATASETS
 
 
 def load_dataset(name: str, data_dir: Path | str | None = None) -> Dataset:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from lrbench.names import MODELS
+
 __all__ = ["build_model", "list_models", "paper_cnn"]
 
 
@@ -50,7 +52,7 @@ def paper_cnn(widths: Sequence[int] = (32, 64, 128), classes: int = 10, image_si
     return nn.Sequential(layers)
 
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"paper": paper_cnn}
+_MODELS: dict[str, Callable[..., nn.Module]] = dict(zip(MODELS, (paper_cnn,), strict=True))
 
 
 def list_models() -> list[str]:
