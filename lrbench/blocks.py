@@ -315,15 +315,31 @@ class ScaledBlocks(Blocks):
 
     def squared_norm(self) -> Tensor:
         """Squared Frobenius norms, (N,) float64."""
+        if self._moderate:
+            return torch.ldexp(self.original.squared_norm(), 2 * self.exponent)
         return self._scaled.squared_norm()
 
     def matmul(self, weight: Tensor) -> Tensor:
         """W D_i: (K, m) -> (N, K, n)."""
+        if self._moderate:
+            return self.original.matmul(weight).mul_(self._powers)
         return self._scaled.matmul(weight)
 
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D_iᵀ: (N, K, n) -> (K, m)."""
+        if self._moderate:
+            return self.original.grad_weight(grad * self._powers)
         return self._scaled.grad_weight(grad)
+
+    @cached_property
+    def _moderate(self) -> bool:
+        """Whether a product may be scaled in place of the blocks: nothing leaves the dtype's range."""
+        limit = 30 if self.dtype == torch.float32 else 200
+        return self.dtype.itemsize >= 4 and bool((self.exponent.abs() <= limit).all())
+
+    @property
+    def _powers(self) -> Tensor:
+        return _power(self.exponent, self.dtype)[:, None, None]
 
     def strips(
         self, along: Literal["rows", "columns"], dtype: torch.dtype = torch.float64

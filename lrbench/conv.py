@@ -56,6 +56,11 @@ class CompressedConvolution:
             return type(self.conv)._conv_forward(self.conv, x, weight, bias)
         return _convolve(self, x, weight, bias)
 
+    def compress(self, blocks: Im2col) -> Factors:
+        """What the layer's compressor makes of its input; what evaluation meets leaves no trace in training."""
+        compressor = self.compressor if self.conv.training else copy.deepcopy(self.compressor)
+        return compressor.compress(blocks)
+
 
 @torch.compiler.disable
 def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -73,7 +78,7 @@ def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Ten
     images = x if x.ndim == 4 else x.unsqueeze(0)
     geometry = Geometry.of(layer.conv)
     with torch.autocast(device, enabled=False):
-        out = _Convolution.apply(images, weight, bias, geometry, layer.compressor, layer.path, torch.is_grad_enabled())
+        out = _Convolution.apply(images, weight, bias, geometry, layer, torch.is_grad_enabled())
     # What a function returns must not be a view, or the next layer could not work in place.
     size = geometry.output_size((x.shape[-2], x.shape[-1]))
     if layer.path != "backward":
@@ -96,21 +101,19 @@ class _Convolution(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         geometry: Geometry,
-        compressor: Compressor,
-        path: Path,
+        layer: CompressedConvolution,
         graph: bool,
     ) -> Tensor:
+        path = layer.path
         needs_x, needs_weight = (graph and needed for needed in ctx.needs_input_grad[:2])
         factors = None
         if path != "backward" or needs_weight:
-            factors = compressor.compress(Im2col.of(x, geometry))
+            factors = layer.compress(Im2col.of(x, geometry))
         if path == "backward" or factors is None:
             out = geometry.convolve(x, weight, bias)
         else:
-            out = factors.matmul(weight.flatten(1).to(factors.dtype))
-            if bias is not None:
-                out.view(x.shape[0], weight.shape[0], out.shape[2]).add_(bias[:, None])
-            out = out.to(x.dtype)
+            added = None if bias is None else bias.to(factors.dtype)
+            out = factors.matmul(weight.flatten(1).to(factors.dtype), added).to(x.dtype)
         saved = [weight] if needs_x else []
         if needs_weight and path == "forward":
             saved.append(x)
@@ -148,7 +151,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_weight = factors.grad_weight(blocks_grad).view(ctx.weight_shape).to(ctx.dtype)
     if needs_bias:
         grad_bias = grad.sum((0, 2, 3))
-    return grad_x, grad_weight, grad_bias, None, None, None, None
+    return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:

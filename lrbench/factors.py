@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks
 from lrbench.im2col import Geometry, Im2col
+from lrbench.kernels import product
 
-__all__ = ["Basis", "Factors", "LowRank", "Origin"]
+__all__ = ["Basis", "Factors", "LowRank", "Origin", "SharedBasis"]
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -47,16 +48,20 @@ class LowRank:
     Attributes
     ----------
     U : Tensor
-        (Σ r_i, m): the columns of every U_i, block by block.
+        (Σ r_i, m): the columns of every U_i, block by block; with ``starts``, (k, m), in any order.
     V : Tensor
-        (Σ r_i, n): the rows of every V_i, likewise.
+        (Σ r_i, n): the rows of every V_i, block by block.
     ranks : Tensor
         (N,) int64, the r_i.
+    starts : Tensor or None
+        (N,) int64: rows ``starts[i]:starts[i] + ranks[i]`` of U belong to block i, and maybe to others, too. None where
+        U is packed as V is.
     """
 
     U: Tensor
     V: Tensor
     ranks: Tensor
+    starts: Tensor | None = None
 
     @classmethod
     def from_padded(cls, U: Tensor, V: Tensor, ranks: Tensor) -> "LowRank":
@@ -69,17 +74,37 @@ class LowRank:
         """Join batches of blocks of one shape."""
         if len(parts) == 1:
             return parts[0]
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("U", "V", "ranks")))
+        U, V, ranks = (torch.cat([getattr(part, name) for part in parts]) for name in ("U", "V", "ranks"))
+        if all(part.starts is None for part in parts):
+            return cls(U, V, ranks)
+        before, starts = 0, []
+        for part in parts:
+            starts.append(before + (part.offsets[:-1] if part.starts is None else part.starts))
+            before += len(part.U)
+        return cls(U, V, ranks, torch.cat(starts))
 
     @property
     def offsets(self) -> Tensor:
-        """(N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of U and V belong to block i."""
+        """(N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of V, and of a packed U, belong to block i."""
         return torch.cat([self.ranks.new_zeros(1), self.ranks.cumsum(0)])
+
+    def packed(self) -> "LowRank":
+        """The same with a U_i for each block, whatever they share."""
+        return self if self.starts is None else LowRank(self.U[_ranges(self.starts, self.ranks)], self.V, self.ranks)
 
     def select(self, index: Tensor) -> "LowRank":
         """The blocks at ``index``, (K,) int64, in that order."""
         rows = _ranges(self.offsets[:-1][index], self.ranks[index])
-        return LowRank(self.U[rows], self.V[rows], self.ranks[index])
+        V, ranks = self.V[rows], self.ranks[index]
+        if self.starts is None:
+            return LowRank(self.U[rows], V, ranks)
+        # What is nobody's any more is dropped from U, the rest stays in its order.
+        starts = self.starts[index]
+        used = torch.zeros(len(self.U), dtype=torch.bool, device=V.device)
+        used[_ranges(starts, ranks)] = True
+        places = used.cumsum(0) - 1
+        starts = torch.where(ranks > 0, places[starts.clamp(max=max(0, len(self.U) - 1))], 0) if len(used) else starts
+        return LowRank(self.U if bool(used.all()) else self.U[used], V, ranks, starts)
 
     @classmethod
     def by_rank(cls, ranks: Tensor, factorize: "Callable[[Tensor, int], tuple[Tensor, Tensor]]") -> "LowRank":
@@ -128,6 +153,25 @@ class Basis:
     ranks: Tensor
 
 
+@dataclass(frozen=True)
+class SharedBasis:
+    """Columns that all U_i have in common, of which each block takes as many as it needs, and the projections on them.
+
+    Attributes
+    ----------
+    vectors : Tensor
+        (k, m): orthonormal up to rounding.
+    coefficients : Tensor
+        (N, k or more, n), of the vectors' dtype: these times every block, computed in any order of summation.
+    ranks : Tensor
+        (N,) int64, the r_i <= k: of block i the leading r_i vectors and coefficients are meant.
+    """
+
+    vectors: Tensor
+    coefficients: Tensor
+    ranks: Tensor
+
+
 class _Kept(NamedTuple):
     """The layout of blocks that are kept as they are: images to lower, or (without a geometry) dense blocks."""
 
@@ -139,6 +183,7 @@ class _Layout(NamedTuple):
 
     groups: int
     kept: _Kept | None
+    shared: bool
 
 
 class Factors:
@@ -147,9 +192,12 @@ class Factors:
     Attributes
     ----------
     U, V : Tensor
-        (Σ r_i, m) and (Σ r_i, n): the columns of every U_i and the rows of every V_i, packed block by block.
+        (Σ r_i, m) and (Σ r_i, n): the columns of every U_i and the rows of every V_i, packed block by block; with
+        ``starts`` U is (k, m).
     offsets : Tensor
-        (N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of U and V belong to block i.
+        (N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of V, and of U, belong to block i.
+    starts : Tensor or None
+        (N,) int64: which row of U is the first of block i, where blocks share columns; None elsewhere.
     origin : Tensor
         (N,) uint8, see :class:`Origin`.
     kept : Blocks or None
@@ -169,8 +217,9 @@ class Factors:
         kept_index: Tensor | None = None,
         kept: Blocks | None = None,
         groups: int = 1,
+        starts: Tensor | None = None,
     ) -> None:
-        self.U, self.V, self.offsets, self.origin = U, V, offsets, origin
+        self.U, self.V, self.offsets, self.origin, self.starts = U, V, offsets, origin, starts
         self.kept = kept
         self.kept_index = offsets.new_zeros(0) if kept_index is None else kept_index
         self.groups = groups
@@ -192,7 +241,7 @@ class Factors:
 
     @property
     def ranks(self) -> Tensor:
-        """(N,) int64; a block that is kept as it is has rank min(m, n)."""
+        """(N,) int64: how many rows of V are a block's; of one that is kept as it is, min(m, n)."""
         ranks = self.offsets.diff()
         ranks[self.kept_index] = min(self.shape[1:])
         return ranks
@@ -208,35 +257,43 @@ class Factors:
         """Form the approximations, a new (N, m, n) tensor."""
         N, m, n = self.shape
         out = torch.zeros(N, m, n, dtype=self.dtype, device=self.device)
-        for index, rows in self._buckets():
-            out[index] = self.U[rows].mT @ self.V[rows]
+        for index, left, rows in self._buckets():
+            out[index] = self.U[left].mT @ self.V[rows]
         if self.kept is not None:
             out[self.kept_index] = self.kept.dense().to(self.dtype)
         return out
 
     @_in_full_precision
-    def matmul(self, weight: Tensor) -> Tensor:
-        """W D̂_i for every block, as (W U_i) V_i, never forming D̂_i where there are factors.
+    def matmul(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W D̂_i + b for every block, as (W U_i) V_i + b, never forming D̂_i where there are factors.
 
         Parameters
         ----------
         weight : Tensor
             (K, m), of the factors' dtype. With g groups, rows ``j·K/g:(j + 1)·K/g`` meet the blocks of group j.
+        bias : Tensor, optional
+            (K,), likewise.
 
         Returns
         -------
         Tensor
             (N, K/groups, n).
         """
-        g = self.groups
+        g, N = self.groups, len(self.origin)
         W = self._grouped(weight)
-        out = torch.zeros(len(self.origin), W.shape[1], self.V.shape[1], dtype=self.dtype, device=self.device)
-        left = self.U @ W[0].T if g == 1 else None  # (Σ r_i, K): one product serves all blocks
-        for index, rows in self._buckets():
-            WU = (left[rows] if left is not None else self.U[rows] @ W[index % g].mT).mT
-            out[index] = WU @ self.V[rows]
+        added = None if bias is None else bias.view(g, -1)
+        left = self.U @ W[0].T if g == 1 else None  # (·, K): one product serves all blocks
+        if left is not None and self._compiled:
+            out = product.times(left, self._first_rows, self.V, self.offsets, bias)
+        else:
+            out = torch.zeros(N, W.shape[1], self.V.shape[1], dtype=self.dtype, device=self.device)
+            for index, first, rows in self._buckets():
+                WU = (left[first] if left is not None else self.U[first] @ W[index % g].mT).mT
+                out[index] = WU @ self.V[rows]
+            if added is not None:
+                out.view(-1, g * W.shape[1], self.V.shape[1]).add_(added.reshape(-1, 1))
         for j, index, kept in self._kept_by_group():
-            out[index] = kept.matmul(W[j])
+            out[index] = kept.matmul(W[j]) if added is None else kept.matmul(W[j]).add_(added[j, :, None])
         return out
 
     @_in_full_precision
@@ -258,52 +315,68 @@ class Factors:
             raise ValueError(f"grad has shape {tuple(grad.shape)}: it must be ({N}, K/groups, {n})")
         g, k = self.groups, grad.shape[1]
         out = torch.zeros(g, k, self.U.shape[1], dtype=self.dtype, device=self.device)
-        right = self.U.new_empty(len(self.U), k)  # (Σ r_i, K): V_i G_iᵀ
-        for index, rows in self._buckets():
-            right[rows] = self.V[rows] @ grad[index].mT
         if g == 1:
+            if self._compiled:
+                starts, shared = self._first_rows, self.starts is not None
+                right = product.against(self.V, self.offsets, starts, len(self.U), grad, shared)
+            else:
+                right = self.U.new_zeros(len(self.U), k)  # V_i G_iᵀ, of all blocks that use a column
+                for index, first, rows in self._buckets():
+                    right.index_add_(0, first.flatten(), (self.V[rows] @ grad[index].mT).flatten(0, 1))
             torch.mm(right.T, self.U, out=out[0])
         else:
-            for index, rows in self._buckets():
-                out.index_add_(0, index % g, right[rows].mT @ self.U[rows])
+            for index, first, rows in self._buckets():
+                out.index_add_(0, index % g, (self.V[rows] @ grad[index].mT).mT @ self.U[first])
         for j, index, kept in self._kept_by_group():
             out[j] += kept.grad_weight(grad[index])
         return out.flatten(0, 1)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor that the factors hold."""
+        starts = () if self.starts is None else (self.starts,)
         kept = () if self.kept is None else (self.kept.tensor,)
-        return (self.U, self.V, self.offsets, self.origin, self.kept_index, *kept)
+        return (self.U, self.V, self.offsets, self.origin, self.kept_index, *starts, *kept)
 
     @property
     def layout(self) -> _Layout:
         """All but the tensors: with :meth:`tensors` it makes the same factors again."""
-        if self.kept is None:
-            return _Layout(self.groups, None)
-        return _Layout(self.groups, _Kept(self.kept.geometry if isinstance(self.kept, Im2col) else None))
+        kept = None if self.kept is None else _Kept(self.kept.geometry if isinstance(self.kept, Im2col) else None)
+        return _Layout(self.groups, kept, self.starts is not None)
 
     @classmethod
     def restore(cls, layout: _Layout, tensors: tuple[Tensor, ...]) -> "Factors":
         """Make factors from what :attr:`layout` and :meth:`tensors` gave."""
         U, V, offsets, origin, kept_index, *rest = tensors
+        starts = rest.pop(0) if layout.shared else None
         kept: Blocks | None = None
         if layout.kept is not None:
             geometry = layout.kept.geometry
             kept = DenseBlocks(rest[0]) if geometry is None else Im2col.of(rest[0], geometry)
-        return cls(U, V, offsets, origin, kept_index, kept, layout.groups)
+        return cls(U, V, offsets, origin, kept_index, kept, layout.groups, starts)
 
     def low_rank(self, index: Tensor | None = None) -> LowRank:
         """The factors alone; blocks that are kept as they are have none."""
-        whole = LowRank(self.U, self.V, self.offsets.diff())
+        whole = LowRank(self.U, self.V, self.offsets.diff(), self.starts)
         return whole if index is None else whole.select(index)
 
-    def _buckets(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks of one rank at a time: their indices (B,), and the rows (B, r) of U and V that are theirs."""
-        ranks = self.offsets.diff()
+    @property
+    def _compiled(self) -> bool:
+        """Whether the kernels take the factors."""
+        return self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64)
+
+    @property
+    def _first_rows(self) -> Tensor:
+        """(N,) int64: where each block's rows of U begin."""
+        return self.offsets[:-1] if self.starts is None else self.starts
+
+    def _buckets(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Blocks of one rank at a time: their indices (B,), and the rows (B, r) of U, and of V, that are theirs."""
+        ranks, first = self.offsets.diff(), self._first_rows
         for r in ranks.unique().tolist():
             if r:
                 index = (ranks == r).nonzero()[:, 0]
-                yield index, self.offsets[index, None] + torch.arange(r, device=self.device)
+                counted = torch.arange(r, device=self.device)
+                yield index, first[index, None] + counted, self.offsets[index, None] + counted
 
     def _kept_by_group(self) -> Iterator[tuple[int, Tensor, Blocks]]:
         if self.kept is None or len(self.kept_index) == 0:

@@ -23,6 +23,7 @@ from lrbench.blocks import (
     largest_magnitudes,
     scale_by_power_of_two,
 )
+from lrbench.kernels.magnitude import weighted_energies
 
 __all__ = ["Geometry", "Im2col", "break_even_rank"]
 
@@ -285,6 +286,8 @@ class Im2col(Blocks):
     def squared_norm(self) -> Tensor:
         """Squared Frobenius norms, (N·groups,) float64: pixels squared, each as often as it occurs in its block."""
         weights = self._multiplicity()
+        if self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64):
+            return weighted_energies(self.images, weights)
         # A pixel that no window reaches may be infinite; 0·inf must not spoil the sum.
         pixels = torch.where(weights > 0, self.images, self.images.new_zeros(())).to(torch.float64)
         return torch.einsum("nchw,nchw,hw->n", pixels, pixels, weights)

@@ -114,7 +114,9 @@ def relative_errors(blocks: Tensor, factors: "lrbench.Factors") -> Matrix:
 def factor_pair(factors: "lrbench.Factors", i: int) -> tuple[Matrix, Matrix]:
     """U_i (m x r) and V_i (r x n) in float64."""
     rows = slice(int(factors.offsets[i]), int(factors.offsets[i + 1]))
-    return factors.U[rows].T.to(torch.float64).numpy(), factors.V[rows].to(torch.float64).numpy()
+    first = rows.start if factors.starts is None else int(factors.starts[i])
+    columns = slice(first, first + rows.stop - rows.start)
+    return factors.U[columns].T.to(torch.float64).numpy(), factors.V[rows].to(torch.float64).numpy()
 
 
 def storage_bytes(tensors: "tuple[Tensor, ...]") -> int:

@@ -11,7 +11,7 @@ from lrbench import Compressor, UnknownCompressorError
 from lrbench.blocks import Blocks
 from lrbench.compressors import compressor_class
 
-NAMES = ["aca", "aca-estimate", "none", "rsvd", "svd"]
+NAMES = ["aca", "aca-estimate", "none", "rsvd", "shared", "svd", "warm"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +30,19 @@ def mine(qualname: str = "Mine") -> type[Compressor]:
     return Mine
 
 
-def test_the_five_methods_are_there() -> None:
+def test_every_method_is_there() -> None:
     assert lrbench.list_compressors() == NAMES
     assert {name: compressor_class(name).guarantee for name in NAMES} == {
         "aca": "block",
         "aca-estimate": None,
         "none": "block",
         "rsvd": "block",
+        "shared": "block",
         "svd": "block",
+        "warm": "block",
     }
     assert [name for name in NAMES if not compressor_class(name).uses_eps] == ["none"]
+    assert [name for name in NAMES if compressor_class(name).pooled] == ["shared", "warm"]
     assert all(compressor_class(name).name == name for name in NAMES)
 
 
@@ -51,7 +54,7 @@ def test_the_five_methods_are_there() -> None:
         ("aca", ["aca"]),
         ("*svd", ["rsvd", "svd"]),
         ("?svd", ["rsvd"]),
-        ("[rs]*", ["rsvd", "svd"]),
+        ("[rs]*", ["rsvd", "shared", "svd"]),
         ("ACA", []),
         ("", []),
     ],
@@ -163,7 +166,7 @@ class Theirs(lrbench.Compressor):
 @pytest.mark.parametrize("decorator", ["", '@lrbench.register("theirs")'], ids=["plain", "decorated"])
 def test_a_plugin_is_found_by_its_entry_point(plugins: Path, decorator: str) -> None:
     install_plugin(plugins, PLUGIN.format(decorator=decorator), "theirs = lrbench_plugin:Theirs")
-    assert lrbench.list_compressors() == [*NAMES, "theirs"]
+    assert lrbench.list_compressors() == sorted([*NAMES, "theirs"])
     compressor = lrbench.get_compressor("theirs", eps=0.2)
     assert compressor.name == "theirs"
     assert type(compressor).__module__ == "lrbench_plugin"

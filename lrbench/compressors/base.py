@@ -15,7 +15,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
 from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import truncated_svd
-from lrbench.factors import Basis, Factors, LowRank, Origin
+from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
 __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError"]
@@ -64,6 +64,8 @@ class Compressor(ABC):
         Whether ``eps`` changes the result.
     forms_blocks : bool
         Whether ``factorize`` may form all blocks that it is given, even on a CPU: they come in smaller slices then.
+    pooled : bool
+        Whether a block's factors depend on the other blocks of the batch, and on earlier calls.
     version : int
         Of the algorithm: raised whenever its results change, so that stored results are not taken for new ones.
     name : str
@@ -73,6 +75,7 @@ class Compressor(ABC):
     guarantee: ClassVar[Guarantee] = None
     uses_eps: ClassVar[bool] = True
     forms_blocks: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
     version: ClassVar[int] = 1
     name: ClassVar[str] = ""
 
@@ -86,7 +89,7 @@ class Compressor(ABC):
         return f"{type(self).__name__}(eps={self.eps:g})"
 
     @abstractmethod
-    def factorize(self, blocks: Blocks) -> LowRank | Basis:
+    def factorize(self, blocks: Blocks) -> LowRank | Basis | SharedBasis:
         """Approximate blocks by factors, to the relative error ``self.eps``.
 
         Parameters
@@ -96,8 +99,9 @@ class Compressor(ABC):
 
         Returns
         -------
-        LowRank or Basis
-            The factors, in the blocks' dtype or a wider one; or one side of them alone, if the other is its projection.
+        LowRank, Basis or SharedBasis
+            The factors, in the blocks' dtype or a wider one; or one side of them alone, if the other is its projection;
+            or columns that all blocks have in common.
         """
 
     def compress(self, blocks: Blocks | Tensor, *, nonfinite: Literal["raise", "keep"] = "raise") -> Factors:
@@ -160,7 +164,7 @@ class Compressor(ABC):
         limit = WORKSPACE_BYTES.get(blocks.device.type, 1 << 30)
         in_place = not self.forms_blocks and blocks.device.type == "cpu" and not KernelBlocks.form(blocks)
         formed = 0 if in_place else m * n
-        step = max(1, limit // (8 * (formed + min(m, n) ** 2)))
+        step = N if self.pooled else max(1, limit // (8 * (formed + min(m, n) ** 2)))
         parts, origins = [], []
         for start in range(0, N, step):
             part = slice(start, min(start + step, N))
@@ -183,7 +187,10 @@ class Compressor(ABC):
         if self.guarantee != "block":
             return stored(work, proposal, exponent), origin
         factors, kept = check(work, proposal, exponent, self.eps)
-        fits = _fits(factors.ranks, work)
+        fits = _fits(factors, work)
+        if factors.starts is not None:
+            # Where a shared basis is too large for these blocks, one of their own need not be.
+            kept, fits = kept & fits, torch.ones_like(fits)
         # The SVD again, ever further inside the tolerance, where rounding to the stored dtype broke it.
         for inside in (1.0, 0.99, 0.9, 0.5, 0.1):
             failed = (fits & ~kept).nonzero()[:, 0]
@@ -193,7 +200,7 @@ class Compressor(ABC):
             better = check(again, truncated_svd(again, inside * self.eps), exponent[failed], self.eps)
             factors = factors.replace(failed, better.factors)
             origin[failed] = int(Origin.ESCALATED)
-            fits[failed] = _fits(better.factors.ranks, work)
+            fits[failed] = _fits(better.factors, work)
             kept[failed] = better.kept
         origin[~(fits & kept)] = int(Origin.STORED)
         return factors, origin
@@ -205,7 +212,7 @@ class Compressor(ABC):
         if len(stored):
             kept = blocks.select(stored)
             low_rank = low_rank.replace(stored, self._empty(kept))
-        return Factors(low_rank.U, low_rank.V, low_rank.offsets, origin, stored, kept, blocks.groups)
+        return Factors(low_rank.U, low_rank.V, low_rank.offsets, origin, stored, kept, blocks.groups, low_rank.starts)
 
     @staticmethod
     def _empty(blocks: Blocks) -> LowRank:
@@ -215,7 +222,9 @@ class Compressor(ABC):
         return LowRank(blocks.tensor.new_empty(0, m), blocks.tensor.new_empty(0, n), ranks)
 
 
-def _fits(ranks: Tensor, blocks: Blocks) -> Tensor:
-    """Whether factors of these ranks are no larger than the block: r (m + n) <= m n."""
-    m, n = blocks.shape[1:]
-    return ranks <= math.floor(m * n / (m + n))
+def _fits(factors: LowRank, blocks: Blocks) -> Tensor:
+    """Whether factors are no larger than their block: r (m + n) <= m n, or with a part of what is shared."""
+    N, m, n = blocks.shape
+    if factors.starts is None:
+        return factors.ranks <= math.floor(m * n / (m + n))
+    return factors.ranks * n + len(factors.U) * m / N <= m * n

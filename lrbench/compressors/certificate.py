@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks, aligned_copy, scale_by_power_of_two
-from lrbench.factors import Basis, LowRank
+from lrbench.factors import Basis, LowRank, SharedBasis
 from lrbench.kernels.kernel_blocks import KernelBlocks
+from lrbench.kernels.prefix import packed_rows, row_energies
 
-__all__ = ["Checked", "check", "residual_norms", "stored", "unscaled"]
+__all__ = ["Checked", "check", "projection_slack", "residual_norms", "stored", "unscaled"]
 
 IDENTITY_LIMIT = 1e-6
 """Below this eps the residual is formed; above, the loss of a projection may be told from its factors."""
@@ -30,14 +31,14 @@ class Checked(NamedTuple):
     kept: Tensor
 
 
-def check(blocks: Blocks, proposal: LowRank | Basis, exponent: Tensor, eps: float) -> Checked:
+def check(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Tensor, eps: float) -> Checked:
     """Round what a method proposes to what will be stored, and find out in float64 whether that keeps a tolerance.
 
     Parameters
     ----------
     blocks : Blocks
         The blocks D_i, scaled to a largest magnitude near one.
-    proposal : LowRank or Basis
+    proposal : LowRank, Basis or SharedBasis
         Of these blocks.
     exponent : Tensor
         (N,) int64: the original blocks are 2**e_i times as large.
@@ -48,7 +49,10 @@ def check(blocks: Blocks, proposal: LowRank | Basis, exponent: Tensor, eps: floa
         factors = stored(blocks, proposal, exponent)
         squared, energy = _residuals(blocks, factors, exponent)
         return Checked(factors, squared <= eps**2 * energy)
-    factors, squared, energy = _projected(blocks, proposal, exponent)
+    if isinstance(proposal, SharedBasis):
+        factors, squared, energy = _shared(blocks, proposal, exponent)
+    else:
+        factors, squared, energy = _projected(blocks, proposal, exponent)
     kept = squared <= eps**2 * energy
     # Where rounding might decide, and where squares no longer tell, the residual decides.
     near = (~kept if eps >= IDENTITY_LIMIT else torch.ones_like(kept)).nonzero()[:, 0]
@@ -58,8 +62,12 @@ def check(blocks: Blocks, proposal: LowRank | Basis, exponent: Tensor, eps: floa
     return Checked(factors, kept)
 
 
-def stored(blocks: Blocks, proposal: LowRank | Basis, exponent: Tensor) -> LowRank:
+def stored(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Tensor) -> LowRank:
     """What a method proposes, in the blocks' dtype and in the scale of the original blocks."""
+    if isinstance(proposal, SharedBasis):
+        V = packed_rows(proposal.coefficients, proposal.ranks, exponent)
+        # A copy: the factors must not hold the memory of vectors that they do not use.
+        return LowRank(proposal.vectors.clone(), V, proposal.ranks, torch.zeros_like(proposal.ranks))
     if isinstance(proposal, Basis):
         return _projected(blocks, proposal, exponent)[0]
     rounded = LowRank(proposal.U.to(blocks.dtype), proposal.V.to(blocks.dtype), proposal.ranks)
@@ -85,8 +93,54 @@ def _projected(blocks: Blocks, basis: Basis, exponent: Tensor) -> tuple[LowRank,
     return factors, *_residuals(blocks, factors, exponent)
 
 
+def projection_slack(m: int, rank: int, dtype: torch.dtype) -> float:
+    """What rounding can do to the energy that a projection holds, relative to ‖D‖_F².
+
+    V = UᵀD is computed with an error E of at most γ_m |U|ᵀ|D|, whatever the order of summation (N. J. Higham, 2002,
+    section 3.5), so that ‖E‖_F ≤ γ_m √r ‖D‖_F, and ‖D − UV‖² = ‖D‖² − ‖V‖² + 2⟨E, V⟩ but for what U lacks in
+    orthogonality.
+
+    Parameters
+    ----------
+    m : int
+        Length of the columns.
+    rank : int
+        The number r of orthonormal vectors.
+    dtype : torch.dtype
+        Of the arithmetic.
+    """
+    rounding = m * torch.finfo(dtype).eps / 2
+    return 2 * rounding / (1 - rounding) * rank**0.5 * 1.001 + 4 * rank * torch.finfo(dtype).eps
+
+
+def _shared(blocks: Blocks, shared: SharedBasis, exponent: Tensor) -> tuple[LowRank, Tensor, Tensor]:
+    """The factors that a shared basis gives, bounds of ‖D − UV‖_F², and the ‖D‖_F²."""
+    factors = stored(blocks, shared, exponent)
+    k, m = shared.vectors.shape
+    energy = blocks.squared_norm()
+    if not _sums_plainly(blocks):
+        return factors, torch.full_like(energy, torch.inf), energy
+    owner = torch.arange(len(energy), device=energy.device).repeat_interleave(factors.ranks)
+    held = torch.zeros_like(energy).index_add_(0, owner, row_energies(factors.V[:, None])[:, 0])
+    held = torch.ldexp(held, -2 * exponent)
+    Q = shared.vectors.to(torch.float64)
+    skew = torch.linalg.matrix_norm(Q @ Q.T - torch.eye(k, dtype=torch.float64, device=Q.device))
+    slack = projection_slack(m, k, shared.vectors.dtype) * energy + skew * held
+    # In its own scale: a coefficient that rounding to a subnormal number changed is found by the residual.
+    plain = exponent.abs() < 100
+    return factors, torch.where(plain, energy - held + slack, torch.inf), energy
+
+
+def _sums_plainly(blocks: Blocks) -> bool:
+    """Whether products with blocks are sums of their terms in the blocks' own precision, in whatever order."""
+    if blocks.device.type != "cpu" or blocks.dtype not in (torch.float32, torch.float64):
+        return False
+    return blocks.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
+
+
 def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor) -> tuple[Tensor, Tensor]:
     """‖D − 2**(−e) UV‖_F² and ‖D‖_F², (N,) float64."""
+    factors = factors.packed()
     view = KernelBlocks.of(blocks)
     if view is not None:
         return view.residuals(factors.U, factors.V, factors.ranks, exponent)

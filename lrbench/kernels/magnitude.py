@@ -1,4 +1,4 @@
-"""The largest magnitude in each block."""
+"""The largest magnitude in each block, and the energy."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lrbench.kernels.loops import compiled, for_parts
 
-__all__ = ["largest_magnitudes"]
+__all__ = ["largest_magnitudes", "weighted_energies"]
 
 
 def largest_magnitudes(values: Tensor) -> Tensor:
@@ -36,3 +36,32 @@ def _largest(bits: Any, mask: Any, out: Any) -> None:  # pragma: no cover (compi
         for t in range(len(row)):
             most = max(most, row[t] & mask)
         out[b] = most
+
+
+def weighted_energies(images: Tensor, weights: Tensor) -> Tensor:
+    """Σ w_p x_p² over the pixels of each image, (N,) float64; what weighs nothing may be anything.
+
+    Parameters
+    ----------
+    images : Tensor
+        (N, C, H, W), float32 or float64, on a CPU.
+    weights : Tensor
+        (H, W) float64.
+    """
+    source, w = images.contiguous().flatten(2).numpy(), weights.contiguous().flatten().numpy()
+    out = torch.empty(len(images), dtype=torch.float64)
+    into = out.numpy()
+    for_parts(len(images), lambda start, stop: _energies(source[start:stop], w, into[start:stop]))
+    return out
+
+
+@compiled
+def _energies(images: Any, weights: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    for b in range(len(images)):
+        total = 0.0
+        for c in range(images.shape[1]):
+            plane = images[b, c]
+            for t in range(len(weights)):
+                x = np.float64(plane[t]) if weights[t] > 0 else 0.0
+                total += weights[t] * x * x
+        out[b] = total

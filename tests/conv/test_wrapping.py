@@ -266,3 +266,17 @@ def test_a_lazy_convolution_may_be_wrapped_before_it_knows_its_channels() -> Non
     output = layer(images())
     assert type(layer) is nn.Conv2d
     assert_close(output, native(layer)(images()))
+
+
+def test_what_evaluation_meets_leaves_no_trace_in_a_compressors_state() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    lrbench.wrap(model, "1", "warm", 0.1)
+    model(smooth_images(8, 3, 8, 8, dtype=torch.float32))
+    state = lrbench.compressed_layers(model)["0"].compressor.state_dict()
+    before = copy.deepcopy(state)
+    model.eval()(torch.randn(8, 3, 8, 8))
+    after = lrbench.compressed_layers(model)["0"].compressor.state_dict()
+    assert torch.equal(after["basis"], before["basis"])
+    assert {**after, "basis": None} == {**before, "basis": None}
+    model.train()(torch.randn(8, 3, 8, 8))
+    assert lrbench.compressed_layers(model)["0"].compressor.state_dict()["calls"] == before["calls"] + 1

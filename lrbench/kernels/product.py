@@ -1,0 +1,182 @@
+"""Products of factors of many ranks, W·(U V) and G·(U V)ᵀ, one block after the other and nothing copied."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrbench.kernels.loops import compiled, for_parts
+
+__all__ = ["against", "times"]
+
+
+def times(left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+    """(W U_i) V_i + b for every block.
+
+    Parameters
+    ----------
+    left : Tensor
+        (·, K): U Wᵀ. From ``starts[i]`` on, its rows belong to block i.
+    starts : Tensor
+        (N,) int64.
+    V : Tensor
+        (Σ r_i, n): rows ``offsets[i]:offsets[i + 1]`` belong to block i.
+    offsets : Tensor
+        (N + 1,) int64.
+    bias : Tensor or None
+        (K,), of the same dtype: float32 or float64, on a CPU.
+
+    Returns
+    -------
+    Tensor
+        (N, K, n).
+    """
+    N, K, n = len(starts), left.shape[1], V.shape[1]
+    added = left.new_zeros(K) if bias is None else bias.detach()
+    out = left.new_empty(N, K, n)
+    # A copy the other way round: the coefficients of one row of the result lie side by side.
+    arrays = [t.contiguous().numpy() for t in (left.T, starts, V, offsets, added)]
+
+    def part(start: int, stop: int) -> None:
+        _times(*arrays, out.numpy(), start, stop)
+
+    for_parts(N, part)
+    return out
+
+
+def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool) -> Tensor:
+    """Σ_i V_i G_iᵀ, every block's in its own rows of the result.
+
+    Parameters
+    ----------
+    V, offsets, starts
+        As for :func:`times`.
+    rows : int
+        Of the result.
+    grad : Tensor
+        (N, K, n), of the dtype of V.
+    shared : bool
+        Whether blocks may have rows in common.
+
+    Returns
+    -------
+    Tensor
+        (rows, K).
+    """
+    N, K, _ = grad.shape
+    arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach())]
+    zeros = torch.zeros(rows, K, dtype=V.dtype)
+    found: dict[int, Any] = {}
+
+    def part(start: int, stop: int) -> None:
+        # Blocks that add to the same rows do so part by part, in the order of the parts.
+        into = np.zeros((rows, K), zeros.numpy().dtype) if shared else zeros.numpy()
+        _against(*arrays, into, start, stop)
+        found[start] = into
+
+    for_parts(N, part)
+    if shared:
+        for start in sorted(found):
+            zeros += torch.from_numpy(found[start])
+    return zeros
+
+
+@compiled
+def _times(
+    left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
+) -> None:  # pragma: no cover (compiled)
+    K = len(left)
+    spare = np.empty(V.shape[1], V.dtype)  # beside a row that has no partner
+    for b in range(first, last):
+        at, begin, end = starts[b], offsets[b], offsets[b + 1]
+        rows, into = V[begin:end], out[b]
+        for i in range(0, K, 2):
+            j = min(i + 1, K - 1)
+            _two_rows(rows, left[i, at:], left[j, at:], bias[i], bias[j], into[i], into[j] if j > i else spare)
+
+
+@compiled
+def _two_rows(
+    rows: Any, c: Any, d: Any, above: Any, below: Any, out: Any, also: Any
+) -> None:  # pragma: no cover (compiled)
+    """``out`` = Σ_k c_k rows_k, and ``also`` likewise with d: two for the price of one reading."""
+    n = len(out)
+    for t in range(n):
+        out[t] = above
+        also[t] = below
+    k = 0
+    while k + 8 <= len(rows):
+        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        r4, r5, r6, r7 = rows[k + 4], rows[k + 5], rows[k + 6], rows[k + 7]
+        c0, c1, c2, c3, c4, c5, c6, c7 = c[k], c[k + 1], c[k + 2], c[k + 3], c[k + 4], c[k + 5], c[k + 6], c[k + 7]
+        d0, d1, d2, d3, d4, d5, d6, d7 = d[k], d[k + 1], d[k + 2], d[k + 3], d[k + 4], d[k + 5], d[k + 6], d[k + 7]
+        for t in range(n):
+            v0, v1, v2, v3, v4, v5, v6, v7 = r0[t], r1[t], r2[t], r3[t], r4[t], r5[t], r6[t], r7[t]
+            out[t] += (c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3) + (c4 * v4 + c5 * v5 + c6 * v6 + c7 * v7)
+            also[t] += (d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3) + (d4 * v4 + d5 * v5 + d6 * v6 + d7 * v7)
+        k += 8
+    while k + 2 <= len(rows):
+        r0, r1, c0, c1, d0, d1 = rows[k], rows[k + 1], c[k], c[k + 1], d[k], d[k + 1]
+        for t in range(n):
+            out[t] += c0 * r0[t] + c1 * r1[t]
+            also[t] += d0 * r0[t] + d1 * r1[t]
+        k += 2
+    if k < len(rows):
+        r0, c0, d0 = rows[k], c[k], d[k]
+        for t in range(n):
+            out[t] += c0 * r0[t]
+            also[t] += d0 * r0[t]
+
+
+@compiled
+def _against(
+    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, first: int, last: int
+) -> None:  # pragma: no cover (compiled)
+    for b in range(first, last):
+        at, begin, rank = starts[b], offsets[b], offsets[b + 1] - offsets[b]
+        for k in range(0, rank, 2):
+            # The last two may be one.
+            other = min(k + 1, rank - 1)
+            _two_dots(V[begin + k], V[begin + other], grad[b], out[at + k], out[at + other], other > k)
+
+
+@compiled
+def _two_dots(v: Any, w: Any, G: Any, out: Any, also: Any, two: bool) -> None:  # pragma: no cover (compiled)
+    """Add the inner products of v, and of w, with every row of G."""
+    zero = v[0] - v[0]  # of its dtype
+    j = 0
+    while j + 4 <= len(G):
+        g0, g1, g2, g3 = G[j], G[j + 1], G[j + 2], G[j + 3]
+        s0, s1, s2, s3, t0, t1, t2, t3 = zero, zero, zero, zero, zero, zero, zero, zero
+        for t in range(len(v)):
+            x, y = v[t], w[t]
+            a, b, c, d = g0[t], g1[t], g2[t], g3[t]
+            s0 += x * a
+            s1 += x * b
+            s2 += x * c
+            s3 += x * d
+            t0 += y * a
+            t1 += y * b
+            t2 += y * c
+            t3 += y * d
+        out[j] += s0
+        out[j + 1] += s1
+        out[j + 2] += s2
+        out[j + 3] += s3
+        if two:
+            also[j] += t0
+            also[j + 1] += t1
+            also[j + 2] += t2
+            also[j + 3] += t3
+        j += 4
+    while j < len(G):
+        g0 = G[j]
+        s0, t0 = zero, zero
+        for t in range(len(v)):
+            s0 += v[t] * g0[t]
+            t0 += w[t] * g0[t]
+        out[j] += s0
+        if two:
+            also[j] += t0
+        j += 1

@@ -1,0 +1,137 @@
+"""Compressors with one basis for many blocks: what is shared is kept once, and each block is checked by itself."""
+
+import pytest
+import torch
+from adversarial import low_rank_plus_noise, photo_crops
+from contract import SLACK, each_dtype
+from oracles import relative_errors
+from torch import Tensor
+
+import lrbench
+from lrbench import Origin
+from lrbench.compressors.certificate import check, projection_slack
+from lrbench.factors import SharedBasis
+
+POOLED = pytest.mark.parametrize("name", ["shared", "warm"])
+
+
+def crops(count: int, start: int = 0) -> lrbench.Im2col:
+    return lrbench.Im2col(photo_crops(start + count)[start:].float(), 3, padding=1)
+
+
+@POOLED
+def test_blocks_of_one_column_space_share_one_basis(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    D = common @ torch.randn(50, 3, 30, generator=generator, dtype=torch.float64)
+    factors = lrbench.get_compressor(name, eps=1e-3).compress(D)
+    assert factors.U.shape == (3, 40)
+    assert factors.ranks.max() == 3
+    assert factors.starts is not None
+    assert (factors.origin == Origin.OWN).all()
+    assert (relative_errors(D, factors) <= 1e-3 * (1 + SLACK)).all()
+
+
+@POOLED
+def test_each_block_takes_no_more_of_the_basis_than_it_needs(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    common, _ = torch.linalg.qr(torch.randn(40, 6, generator=generator, dtype=torch.float64))
+    ranks = [1, 6, 0, 3]
+    D = torch.stack(
+        [common[:, :r] @ torch.randn(r, 200, generator=generator, dtype=torch.float64) for r in ranks]
+    ).repeat(4, 1, 1)
+    factors = lrbench.get_compressor(name, eps=0.01).compress(D)
+    assert factors.ranks.max() == 6
+    assert (factors.ranks[2::4] == 0).all()
+    assert (factors.ranks[0::4] < factors.ranks[1::4]).all()
+
+
+@POOLED
+@pytest.mark.parametrize("eps", [0.3, 0.1])
+def test_images_need_no_escalation(name: str, eps: float) -> None:
+    compressor = lrbench.get_compressor(name, eps=eps)
+    for start in (0, 60):
+        blocks = crops(60, start)
+        factors = compressor.compress(blocks)
+        assert (factors.origin == Origin.OWN).all()
+        assert (relative_errors(blocks.dense(), factors) <= eps * (1 + SLACK)).all()
+
+
+@POOLED
+def test_an_outlier_that_does_not_fit_gets_factors_of_its_own(name: str) -> None:
+    """With two blocks a basis that both share is no gain: factors of their own are smaller."""
+    D = torch.cat([low_rank_plus_noise(1, 60, 80, 20, noise=0, seed=seed) for seed in (0, 1)])
+    factors = lrbench.get_compressor(name, eps=1e-4).compress(D)
+    assert (factors.origin != Origin.STORED).all()
+    assert factors.U.numel() + factors.V.numel() < D.numel()
+    assert (relative_errors(D, factors) <= 1e-4 * (1 + SLACK)).all()
+
+
+def test_a_warm_basis_is_extended_for_what_it_does_not_span() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old, new = torch.linalg.qr(torch.randn(2, 40, 3, generator=generator, dtype=torch.float64))[0]
+    compressor = lrbench.get_compressor("warm", eps=0.01)
+
+    def batch(basis: Tensor) -> Tensor:
+        return basis @ torch.randn(30, basis.shape[1], 25, generator=generator, dtype=torch.float64)
+
+    assert len(compressor.compress(batch(old)).U) == 3
+    D = batch(torch.cat([old, new], 1))
+    factors = compressor.compress(D)
+    assert len(factors.U) == 6
+    assert (factors.origin == Origin.OWN).all()
+    assert (relative_errors(D, factors) <= 0.01 * (1 + SLACK)).all()
+    assert len(compressor.state_dict()["basis"]) >= 6
+
+
+def test_a_warm_basis_forgets_what_is_not_used() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide, _ = torch.linalg.qr(torch.randn(40, 12, generator=generator, dtype=torch.float64))
+    compressor = lrbench.get_compressor("warm", eps=0.01, refresh=2)
+
+    def compress(rank: int) -> None:
+        compressor.compress(wide[:, :rank] @ torch.randn(30, rank, 25, generator=generator, dtype=torch.float64))
+
+    compress(12)
+    assert len(compressor.state_dict()["basis"]) == 12
+    for _ in range(4):
+        compress(3)
+    assert len(compressor.state_dict()["basis"]) == 3
+
+
+def test_a_warm_basis_of_other_blocks_is_not_used() -> None:
+    compressor = lrbench.get_compressor("warm", eps=0.1)
+    compressor.compress(torch.rand(20, 12, 30))
+    D = torch.rand(20, 15, 30)
+    assert (relative_errors(D, compressor.compress(D)) <= 0.1 * (1 + SLACK)).all()
+
+
+def test_a_refresh_is_every_so_many_calls() -> None:
+    with pytest.raises(ValueError, match="refresh is 0: use a whole number of at least 1"):
+        lrbench.get_compressor("warm", refresh=0)
+
+
+@each_dtype
+def test_a_wrong_projection_is_found_out(dtype: torch.dtype) -> None:
+    """The certificate trusts coefficients to be the projection; a basis that falls short of the tolerance is not."""
+    blocks = lrbench.DenseBlocks(low_rank_plus_noise(4, 30, 50, 6, noise=0, seed=0).to(dtype))
+    Q = torch.linalg.svd(blocks.tensor.double().movedim(0, 1).flatten(1), full_matrices=False)[0].T.to(dtype)
+    exponent = torch.zeros(4, dtype=torch.int64)
+    ranks = torch.tensor([24, 24, 2, 0])
+    kept = check(blocks, SharedBasis(Q[:24], Q @ blocks.tensor, ranks), exponent, 0.01).kept
+    assert kept.tolist() == [True, True, False, False]
+
+
+@each_dtype
+@pytest.mark.parametrize(("m", "r"), [(27, 6), (288, 100), (1152, 200)])
+def test_rounding_in_a_projection_stays_within_its_bound(dtype: torch.dtype, m: int, r: int) -> None:
+    generator = torch.Generator().manual_seed(m)
+    Q, _ = torch.linalg.qr(torch.randn(m, r, generator=generator, dtype=torch.float64))
+    Q, D = Q.to(dtype), (torch.rand(m, 64, generator=generator, dtype=torch.float64) - 0.2).to(dtype)
+    V = (Q.T @ D).double()
+    exact = (D.double() - Q.double() @ V).square().sum()
+    told = D.double().square().sum() - V.square().sum()
+    skew = torch.linalg.matrix_norm(Q.double().T @ Q.double() - torch.eye(r, dtype=torch.float64))
+    bound = (projection_slack(m, r, dtype) + float(skew)) * D.double().square().sum()
+    assert abs(exact - told) <= bound
+    assert bound < 0.01 * D.double().square().sum()

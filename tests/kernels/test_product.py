@@ -1,0 +1,64 @@
+"""Products of ragged factors agree with a float64 oracle, whatever the ranks, and whoever shares what."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrbench.kernels.loops import for_parts
+from lrbench.kernels.prefix import packed_rows, row_energies
+from lrbench.kernels.product import against, times
+
+RANKS = [0, 1, 2, 3, 7, 8, 9, 17, 0, 31]
+
+
+def ragged(dtype: torch.dtype, n: int, shared: bool) -> tuple[Tensor, Tensor, Tensor, int]:
+    generator = torch.Generator().manual_seed(n)
+    ranks = torch.tensor(RANKS)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ranks.cumsum(0)])
+    V = torch.randn(int(offsets[-1]), n, generator=generator, dtype=torch.float64).to(dtype)
+    starts = torch.tensor([0, 0, 1, 0, 0, 2, 0, 0, 5, 0]) if shared else offsets[:-1]
+    return V, offsets, starts, 31 if shared else len(V)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["packed", "shared"])
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 8, 13])
+@pytest.mark.parametrize("n", [1, 5, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ragged_products_are_those_of_each_block(dtype: torch.dtype, n: int, K: int, shared: bool) -> None:
+    V, offsets, starts, rows = ragged(dtype, n, shared)
+    generator = torch.Generator().manual_seed(K)
+    left = torch.randn(rows, K, generator=generator, dtype=torch.float64).to(dtype)
+    bias = torch.randn(K, generator=generator, dtype=torch.float64).to(dtype)
+    grad = torch.randn(len(RANKS), K, n, generator=generator, dtype=torch.float64).to(dtype)
+    right = torch.zeros(rows, K, dtype=torch.float64)
+    tolerance = {"rtol": 0.0, "atol": 1e-4 if dtype == torch.float32 else 1e-12}
+    out, plain = times(left, starts, V, offsets, bias), times(left, starts, V, offsets, None)
+    for i, r in enumerate(RANKS):
+        part = V[offsets[i] : offsets[i + 1]].double()
+        exact = left[starts[i] : starts[i] + r].double().T @ part
+        torch.testing.assert_close(out[i].double(), exact + bias.double()[:, None], **tolerance)
+        torch.testing.assert_close(plain[i].double(), exact, **tolerance)
+        right[starts[i] : starts[i] + r] += part @ grad[i].double().T
+    found = against(V, offsets, starts, rows, grad, shared)
+    torch.testing.assert_close(found.double(), right, **tolerance)
+
+
+def test_shared_sums_do_not_depend_on_which_thread_came_first() -> None:
+    V, offsets, starts, rows = ragged(torch.float32, 64, shared=True)
+    grad = torch.randn(len(RANKS), 8, 64, generator=torch.Generator().manual_seed(0))
+    first = against(V, offsets, starts, rows, grad, shared=True)
+    for _ in range(20):
+        assert torch.equal(against(V, offsets, starts, rows, grad, shared=True), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_leading_rows_are_weighed_and_packed(dtype: torch.dtype) -> None:
+    values = torch.randn(5, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    torch.testing.assert_close(row_energies(values), values.double().square().sum(2), rtol=1e-14, atol=0)
+    counts, exponent = torch.tensor([0, 6, 2, 0, 1]), torch.tensor([1, -3, 0, 5, 40])
+    expected = torch.cat([torch.ldexp(values[i, :c], exponent[i]) for i, c in enumerate(counts.tolist())])
+    assert torch.equal(packed_rows(values, counts, exponent), expected)
+
+
+def test_no_parts_are_no_work() -> None:
+    for_parts(0, lambda start, stop: pytest.fail("called"))
