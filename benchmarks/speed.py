@@ -3,10 +3,11 @@
 ``python -m benchmarks.speed [--records FILE] [--out DIR]`` prints the table, and writes it with every single time into
 DIR. It wants the machine to itself.
 
-Each kind of call is timed once a round, on images that it has not been timed on before, and the order of the kinds
-turns from round to round. Before each call the process rests a little: threads that another library has just used
-still wait for work, at full speed. Every baseline runs at its own fastest number of threads and memory format, which
-is tried out first.
+Each kind of call is timed once a round, on images that it has not been timed on before, in an order that is drawn anew:
+no kind always follows the same other. Before each kind's turn the process rests a little, for threads that another
+library has just used still wait for work, at full speed; then comes a call that is not timed, on images of its own, and
+then the one that is. Every baseline runs at its own fastest number of threads and memory format, which is tried out
+first.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from lrbench.training import training_step
 
 BATCH = 500
 EPS = 0.1
-RESTS = 0.02
+RESTS = 0.1
 """Seconds between two timed calls."""
 
 Call = Callable[[Tensor], object]
@@ -59,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, help="CIFAR-10 records (binary) to measure on; the photographs without")
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each kind (default 7)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed calls of each kind (default 15)")
     parser.add_argument("--out", type=Path, help="folder for speed.md and speed.json")
     options = parser.parse_args(arguments)
     threads = torch.get_num_threads()
-    images, labels, name = _images(options.records)
+    images, labels, name = images_of(options.records)
     lines = [
         "# Compressing, beside what people would use instead",
         "",
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches = list(images.split(BATCH))
     tables = [("layer 1, 27x1024", batches, *_first_layer(batches[0], threads))]
     for layer, inputs in _deeper_inputs(images, labels).items():
-        parts = list(inputs.split(50))
+        parts = list(inputs.split(100))
         tables.append((layer, parts, *_deeper(parts[0], threads)))
     for title, parts, kinds, promises in tables:
         seconds = _time(kinds, parts, options.rounds, threads)
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (options.out / "speed.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
-def _images(records: Path | None) -> tuple[Tensor, Tensor, str]:
+def images_of(records: Path | None) -> tuple[Tensor, Tensor, str]:
     """Give images, labels and where they come from."""
     if records is None:
         data = load_dataset("photos")
@@ -215,16 +216,17 @@ def _fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
 def _time(kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, threads: int) -> dict[str, list[float]]:
     """Seconds for each image, by kind and round."""
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    names = list(kinds)
+    names, order = list(kinds), np.random.default_rng(0)
     for kind in kinds.values():
         kind.call(batches[0][:4])
     for number in range(rounds):
-        for offset in range(len(names)):
-            name = names[(number + offset) % len(names)]
+        for name in order.permutation(names):
             kind = kinds[name]
-            x = batches[1 + number % (len(batches) - 1)][: kind.images]  # the first was used to try things out
+            # The first batch was used to try things out.
+            before, x = (batches[1 + (number + k) % (len(batches) - 1)][: kind.images] for k in (0, 1))
             torch.set_num_threads(kind.threads)
             time.sleep(RESTS)
+            kind.call(before)
             start = time.perf_counter()
             kind.call(x)
             seconds[name].append((time.perf_counter() - start) / len(x))

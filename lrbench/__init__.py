@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lrbench.conv import compressed_layers, unwrap, wrap
     from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
     from lrbench.im2col import Geometry, Im2col
+    from lrbench.kept import KeptInput
     from lrbench.measure.error import relative_error
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Factors",
     "Geometry",
     "Im2col",
+    "KeptInput",
     "LowRank",
     "NonFiniteBlockError",
     "Origin",
@@ -47,7 +49,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_HOMES = ("blocks", "compressors", "conv", "factors", "im2col", "measure.error")
+_HOMES = ("blocks", "compressors", "conv", "factors", "im2col", "kept", "measure.error")
 
 if not TYPE_CHECKING:  # a checker that saw it would believe in every name
 

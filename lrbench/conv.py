@@ -40,12 +40,15 @@ class CompressedConvolution:
         Where D̂ takes the place of D: in the product W·D, in the weight's gradient G·Dᵀ, or in both.
     exact_eval : bool
         Whether the layer convolves exactly while ``conv.training`` is False.
+    given : Factors or None
+        The factors of the next input, where they are known already: see :class:`lrbench.KeptInput`.
     """
 
     conv: nn.Conv2d
     compressor: Compressor
     path: Path
     exact_eval: bool = False
+    given: Factors | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve (N, C, H, W) or (C, H, W), as ``Conv2d._conv_forward`` does."""
@@ -57,7 +60,20 @@ class CompressedConvolution:
         return _convolve(self, x, weight, bias)
 
     def compress(self, blocks: Im2col) -> Factors:
-        """What the layer's compressor makes of its input; what evaluation meets leaves no trace in training."""
+        """What the layer's compressor makes of its input; what evaluation meets leaves no trace in training.
+
+        Raises
+        ------
+        ValueError
+            If the factors that were given are those of another number of images, or of other shapes.
+        """
+        if self.given is not None:
+            if self.given.shape != blocks.shape:
+                raise ValueError(
+                    f"factors of blocks {tuple(self.given.shape)} were kept, and the layer's input has "
+                    f"{tuple(blocks.shape)}: give the batch that the factors are of"
+                )
+            return self.given
         compressor = self.compressor if self.conv.training else copy.deepcopy(self.compressor)
         return compressor.compress(blocks)
 

@@ -369,6 +369,30 @@ class Factors:
         """(N,) int64: where each block's rows of U begin."""
         return self.offsets[:-1] if self.starts is None else self.starts
 
+    def select(self, index: Tensor) -> "Factors":
+        """The blocks at ``index``, (K,) int64, in that order; with groups, whole images."""
+        chosen, origin, kept, places = self.low_rank(index), self.origin[index], None, self.kept_index[:0]
+        if self.kept is not None:
+            place = torch.full_like(self.offsets[1:], -1)
+            place[self.kept_index] = torch.arange(len(self.kept_index), device=self.device)
+            places = (place[index] >= 0).nonzero()[:, 0]
+            kept = self.kept.select(place[index[places]]) if len(places) else None
+        return Factors(chosen.U, chosen.V, chosen.offsets, origin, places, kept, self.groups, chosen.starts)
+
+    @classmethod
+    def concatenate(cls, parts: "list[Factors]") -> "Factors":
+        """Join the factors of batches of one shape and one convolution."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = LowRank.concatenate([part.low_rank() for part in parts])
+        origin = torch.cat([part.origin for part in parts])
+        kept = [part.kept for part in parts if part.kept is not None]
+        before = torch.tensor([0, *(len(part.origin) for part in parts)]).cumsum(0).tolist()
+        index = torch.cat([first + part.kept_index for first, part in zip(before, parts, strict=False)])
+        whole = kept[0].like(torch.cat([blocks.tensor for blocks in kept])) if kept else None
+        starts = joined.starts
+        return cls(joined.U, joined.V, joined.offsets, origin, index, whole, parts[0].groups, starts)
+
     def _buckets(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Blocks of one rank at a time: their indices (B,), and the rows (B, r) of U, and of V, that are theirs."""
         ranks, first = self.offsets.diff(), self._first_rows

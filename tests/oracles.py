@@ -80,9 +80,9 @@ def geometries(C: int, H: int, W: int) -> Iterator[Arguments]:
 
 
 def unit_scaled(D: Matrix) -> tuple[Matrix, int]:
-    """A matrix as 2**exponent times one whose squares neither overflow nor vanish."""
+    """A matrix as 2**exponent times one of largest magnitude in (1/2, 1]: its squares neither overflow nor vanish."""
     largest = np.abs(D).max(initial=0.0)
-    exponent = int(np.frexp(largest)[1])
+    exponent = int(np.ceil(np.log2(largest))) if largest else 0
     return np.ldexp(D, -exponent), exponent
 
 

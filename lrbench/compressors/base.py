@@ -48,7 +48,7 @@ class Compressor(ABC):
     """A method that replaces blocks by something smaller.
 
     A subclass gives :meth:`factorize`; :meth:`compress` calls it with finite blocks, scaled by a power of two to a
-    largest magnitude in [1/2, 1), and certifies what it returns if the class says ``guarantee = "block"``.
+    largest magnitude in (1/2, 1], and certifies what it returns if the class says ``guarantee = "block"``.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Compressor(ABC):
 
     guarantee: ClassVar[Guarantee] = None
     uses_eps: ClassVar[bool] = True
-    forms_blocks: ClassVar[bool] = True
+    forms_blocks: bool = True
     pooled: ClassVar[bool] = False
     version: ClassVar[int] = 1
     name: ClassVar[str] = ""
@@ -95,7 +95,7 @@ class Compressor(ABC):
         Parameters
         ----------
         blocks : Blocks
-            N finite blocks (N >= 1) in float32 or float64, each zero or of largest magnitude in [1/2, 1).
+            N finite blocks (N >= 1) in float32 or float64, each zero or of largest magnitude in (1/2, 1].
 
         Returns
         -------
@@ -160,7 +160,9 @@ class Compressor(ABC):
             magnitude = torch.where(bad, magnitude.new_zeros(()), magnitude)
         else:
             finite = blocks
-        exponent = torch.frexp(magnitude).exponent.to(torch.int64)
+        mantissa, exponent = torch.frexp(magnitude)
+        # A largest magnitude of one, of many an image, stays as it is: nothing has to be scaled back.
+        exponent = exponent.to(torch.int64) - (mantissa == 0.5).to(torch.int64)
         limit = WORKSPACE_BYTES.get(blocks.device.type, 1 << 30)
         in_place = not self.forms_blocks and blocks.device.type == "cpu" and not KernelBlocks.form(blocks)
         formed = 0 if in_place else m * n

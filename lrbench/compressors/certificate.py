@@ -16,6 +16,10 @@ IDENTITY_LIMIT = 1e-6
 """Below this eps the residual is formed; above, the loss of a projection may be told from its factors."""
 
 
+_SINGLE_LIMIT = 1e-3
+"""From this eps on a residual is formed in float32 first, whose rounding is far below it."""
+
+
 class Checked(NamedTuple):
     """Factors as they are to be stored, and what they lose.
 
@@ -47,19 +51,37 @@ def check(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Ten
     """
     if isinstance(proposal, LowRank):
         factors = stored(blocks, proposal, exponent)
-        squared, energy = _residuals(blocks, factors, exponent)
-        return Checked(factors, squared <= eps**2 * energy)
+        squared, energy = _residuals(blocks, factors, exponent, single=eps >= _SINGLE_LIMIT)
+        kept = squared <= eps**2 * energy
+        if eps >= _SINGLE_LIMIT:
+            _decide(blocks, factors, exponent, eps, kept, ~kept)
+        return Checked(factors, kept)
     if isinstance(proposal, SharedBasis):
         factors, squared, energy = _shared(blocks, proposal, exponent)
     else:
-        factors, squared, energy = _projected(blocks, proposal, exponent)
+        factors, squared, energy = _projected(blocks, proposal, exponent, single=_leaves_room(blocks, proposal, eps))
     kept = squared <= eps**2 * energy
     # Where rounding might decide, and where squares no longer tell, the residual decides.
-    near = (~kept if eps >= IDENTITY_LIMIT else torch.ones_like(kept)).nonzero()[:, 0]
-    if len(near):
-        squared, energy = _residuals(blocks.select(near), factors.select(near), exponent[near])
-        kept[near] = squared <= eps**2 * energy
+    _decide(blocks, factors, exponent, eps, kept, ~kept if eps >= IDENTITY_LIMIT else torch.ones_like(kept))
     return Checked(factors, kept)
+
+
+def _decide(blocks: Blocks, factors: LowRank, exponent: Tensor, eps: float, kept: Tensor, near: Tensor) -> None:
+    """Let the residual, formed in float64, say of the blocks that are ``near`` whether they are kept."""
+    index = near.nonzero()[:, 0]
+    if len(index):
+        squared, energy = _residuals(blocks.select(index), factors.select(index), exponent[index])
+        kept[index] = squared <= eps**2 * energy
+
+
+def _leaves_room(blocks: Blocks, basis: Basis, eps: float) -> bool:
+    """Whether rounding in float32 leaves few blocks whose verdict it could turn, judged by their mean rank."""
+    if blocks.dtype != torch.float32:
+        return False
+    rank = float(basis.ranks.double().mean())
+    slack = projection_slack(basis.vectors.shape[2], max(1, round(rank)), torch.float32)
+    # The energy lost is spread over as much as the last vector holds, about the allowance divided by the rank.
+    return slack * rank <= 0.05 * eps**2
 
 
 def stored(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Tensor) -> LowRank:
@@ -74,11 +96,11 @@ def stored(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Te
     return unscaled(rounded, exponent)
 
 
-def _projected(blocks: Blocks, basis: Basis, exponent: Tensor) -> tuple[LowRank, Tensor, Tensor]:
+def _projected(blocks: Blocks, basis: Basis, exponent: Tensor, single: bool = False) -> tuple[LowRank, Tensor, Tensor]:
     """The factors that a basis gives, bounds of ‖D − UV‖_F², and the ‖D‖_F²."""
     view = KernelBlocks.of(blocks)
     if view is not None:
-        U, V, squared, energy = view.project(basis.side, basis.vectors, basis.ranks, exponent)
+        U, V, squared, energy = view.project(basis.side, basis.vectors, basis.ranks, exponent, single)
         return LowRank(U, V, basis.ranks), squared, energy
 
     def project(index: Tensor, r: int) -> tuple[Tensor, Tensor]:
@@ -138,12 +160,12 @@ def _sums_plainly(blocks: Blocks) -> bool:
     return blocks.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
 
 
-def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """‖D − 2**(−e) UV‖_F² and ‖D‖_F², (N,) float64."""
+def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor, single: bool = False) -> tuple[Tensor, Tensor]:
+    """‖D − 2**(−e) UV‖_F² and ‖D‖_F², (N,) float64; with ``single`` the former may be bounds."""
     factors = factors.packed()
     view = KernelBlocks.of(blocks)
     if view is not None:
-        return view.residuals(factors.U, factors.V, factors.ranks, exponent)
+        return view.residuals(factors.U, factors.V, factors.ranks, exponent, single)
     return _formed(blocks, factors, exponent), blocks.squared_norm()
 
 

@@ -1,5 +1,8 @@
 """Randomized singular value decomposition, its sketch grown until the tolerance is kept."""
 
+from functools import lru_cache
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -7,13 +10,16 @@ from lrbench.blocks import Blocks, aligned_copy, aligned_product, each_block
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.certificate import residual_norms
-from lrbench.compressors.spectral import GRAM_LIMIT, per_matrix, thin_svd, truncation_ranks
-from lrbench.factors import LowRank
+from lrbench.compressors.spectral import GRAM_LIMIT, INSIDE, per_matrix, thin_svd, truncated_svd, truncation_ranks
+from lrbench.factors import Basis, LowRank
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 
 @register("rsvd")
 class RandomizedSVD(Compressor):
     """Project each block on the range of a random sketch of it, and truncate the SVD of the projection.
+
+    On a CPU the power iteration and the projection go through the Gram matrix, which an image's correlations give.
 
     Randomized subspace iteration with one pass of power iteration (N. Halko, P.-G. Martinsson and J. A. Tropp, 2011,
     algorithms 4.4 and 5.1). The energy outside the sketch is known exactly, ‖D‖² − ‖QᵀD‖²; where the tolerance does
@@ -36,6 +42,7 @@ class RandomizedSVD(Compressor):
     """
 
     guarantee = "block"
+    version = 2
 
     def __init__(self, eps: float = 0.1, sketch: int = 16, oversampling: int = 5, seed: int = 0) -> None:
         super().__init__(eps)
@@ -43,9 +50,13 @@ class RandomizedSVD(Compressor):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{what} is {value!r}: use a whole number of at least {least}")
         self.sketch, self.oversampling, self.seed = sketch, oversampling, seed
+        self.forms_blocks = self.eps < GRAM_LIMIT
 
-    def factorize(self, blocks: Blocks) -> LowRank:
+    def factorize(self, blocks: Blocks) -> LowRank | Basis:
         """Sketch all blocks; sketch those that need more again, with twice the columns."""
+        view = KernelBlocks.of(blocks)
+        if view is not None and self.eps >= GRAM_LIMIT:
+            return self._through_gram(blocks)
         side = min(blocks.shape[1:])
         index = each_block(blocks)
         columns = min(self.sketch, side)
@@ -58,6 +69,40 @@ class RandomizedSVD(Compressor):
             again = (~done).nonzero()[:, 0]
             blocks, index = blocks.select(again), index[again]
             columns = min(2 * columns, side)
+
+    def _through_gram(self, blocks: Blocks) -> Basis:
+        """As :meth:`_sketched`, of the blocks or their transposes, but for one product all with the Gram matrix."""
+        N, m, n = blocks.shape
+        side: Literal["rows", "columns"] = "rows" if m <= n else "columns"
+        least, length = min(m, n), max(m, n)
+        words = _words(_content_keys(blocks) + self.seed, length)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        index = each_block(blocks)
+        columns = self.sketch
+        while len(index):
+            part = blocks.select(index)
+            if columns >= least:  # the sketch would span everything
+                whole = truncated_svd(part, self.eps)
+                assert isinstance(whole, Basis)
+                vectors, ranks = whole.vectors, whole.ranks
+            else:
+                view = KernelBlocks.of(part)
+                assert view is not None
+                tests = _gaussian(self.seed, columns, length)
+                vectors, ranks = view.sketched(side, tests, words[index], INSIDE * self.eps, self.oversampling)
+            done = ranks >= 0
+            if len(index) == N and bool(done.all()):
+                return Basis(side, vectors, ranks)
+            found.append((index[done], vectors[done], ranks[done]))
+            index = index[~done]
+            columns *= 2
+        most = max(int(ranks.max()) if len(ranks) else 0 for _, _, ranks in found)
+        vectors = torch.zeros(N, most, least, dtype=torch.float64)
+        ranks = torch.zeros(N, dtype=torch.int64)
+        for places, some, theirs in found:
+            vectors[places, : some.shape[1]] = some[:, :most]
+            ranks[places] = theirs
+        return Basis(side, vectors, ranks)
 
     def _sketched(self, blocks: Blocks, columns: int) -> tuple[LowRank, Tensor]:
         """Factors from a sketch of some columns, and whether it was wide enough."""
@@ -90,12 +135,22 @@ class RandomizedSVD(Compressor):
     def _test_matrices(self, blocks: Blocks, columns: int) -> Tensor:
         """Transposed Gaussian test matrices, (N, columns, n) float64."""
         n = blocks.shape[2]
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        shared = torch.randn(columns, n, generator=generator, dtype=torch.float64, device="cpu").to(blocks.device)
-        keys = _content_keys(blocks) + self.seed
-        position = torch.arange(n, device=blocks.device)
-        signs = (_mixed(keys[:, None] + position * _GOLDEN) & 1) * 2 - 1
-        return shared * signs[:, None, :]
+        shared = _gaussian(self.seed, columns, n).to(blocks.device)
+        words = _words(_content_keys(blocks) + self.seed, n)
+        bits = words[:, :, None] >> torch.arange(64, device=words.device)
+        return shared * ((bits & 1) * 2 - 1).flatten(1)[:, None, :n]
+
+
+@lru_cache(maxsize=16)
+def _gaussian(seed: int, columns: int, n: int) -> Tensor:
+    """The test matrix that all blocks share, transposed: (columns, n) float64."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(columns, n, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _words(keys: Tensor, n: int) -> Tensor:
+    """Hashes whose bits are n signs, by key: (N,) int64 -> (N, n / 64) int64."""
+    return _mixed(keys[:, None] + torch.arange(-(-n // 64), device=keys.device) * _GOLDEN)
 
 
 _GOLDEN = -7046029254386353131  # 2**64 divided by the golden ratio, as an int64
@@ -115,7 +170,13 @@ def _shifted(keys: Tensor, bits: int) -> Tensor:
 
 def _content_keys(blocks: Blocks) -> Tensor:
     """A hash of each block's numbers, (N,) int64."""
+    view = KernelBlocks.of(blocks)
+    if view is not None:
+        return _mixed(view.keys(_weights(view.images[0].size, blocks.device)))
     numbers = blocks.tensor.flatten(1) + 0.0  # −0.0 and 0.0 are one number
     bits = numbers.contiguous().view(torch.int64 if numbers.dtype == torch.float64 else torch.int32).to(torch.int64)
-    position = torch.arange(bits.shape[1], device=bits.device)
-    return _mixed((bits * (_mixed(position) | 1)).sum(1))
+    return _mixed((bits * _weights(bits.shape[1], bits.device)).sum(1))
+
+
+def _weights(count: int, device: torch.device) -> Tensor:
+    return _mixed(torch.arange(count, device=device)) | 1

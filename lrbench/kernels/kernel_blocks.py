@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
-from lrbench.kernels import crosses, project, spectral
+from lrbench.kernels import crosses, keys, project, sketch, spectral
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
 
@@ -85,8 +85,71 @@ class KernelBlocks(NamedTuple):
         for_parts(len(self.images), part)
         return torch.from_numpy(bases), torch.from_numpy(ranks)
 
+    def keys(self, weights: Tensor) -> Tensor:
+        """Sums of the scaled images' bits times weights, (C·H·W,) int64, modulo 2**64: (N,) int64."""
+        numbers = self.images.reshape(len(self.images), -1)
+        out, w = np.empty(len(numbers), np.int64), weights.numpy()
+        power = _powers(np.zeros_like(self.exponent), self.exponent)
+
+        def part(start: int, stop: int) -> None:
+            row = np.empty(numbers.shape[1], numbers.dtype)
+            bits = row.view(f"i{row.itemsize}")
+            keys.keys(numbers[start:stop], power[start:stop], w, row, bits, out[start:stop])
+
+        for_parts(len(numbers), part)
+        return torch.from_numpy(out)
+
+    def sketched(
+        self, side: Literal["rows", "columns"], tests: Tensor, words: Tensor, eps: float, spare: int
+    ) -> tuple[Tensor, Tensor]:
+        """Bases from random sketches: see :mod:`lrbench.kernels.sketch`.
+
+        Parameters
+        ----------
+        side
+            ``rows`` where m <= n.
+        tests : Tensor
+            (k, n) for ``rows``, else (k, m): a test matrix, transposed, that all blocks share.
+        words : Tensor
+            (N, .) int64, a bit for each of n, or m: the signs that a block multiplies its rows by.
+        eps : float
+            In (0, 1).
+        spare : int
+            Columns that must remain unused.
+
+        Returns
+        -------
+        tuple
+            (N, k, m), or (N, k, n), float64, of which the leading ``ranks[i]`` rows are block i's, and the ranks, (N,)
+            int64, negative where k columns are too few.
+        """
+        m, n = _shape(self.layout)
+        at, _ = _addresses(self.layout)
+        bases = np.empty((len(self.images), len(tests), m if side == "rows" else n))
+        ranks = np.empty(len(self.images), np.int64)
+        power = _powers(np.zeros_like(self.exponent), self.exponent)
+        kernel = sketch.rows_sketched if side == "rows" else sketch.columns_sketched
+        given, bits = tests.numpy().astype(self.images.dtype), words.numpy()
+        if side == "rows":
+            given = self._widened(given)
+
+        def part(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            source = (self.images[cut], power[cut], self.layout, at)
+            kernel(*source, given, bits[cut], eps, spare, bases[cut], ranks[cut])
+
+        for_parts(len(ranks), part)
+        return torch.from_numpy(bases), torch.from_numpy(ranks)
+
+    def _widened(self, rows: Array) -> Array:
+        """Rows of n numbers, their lines standing where those of a padded image are, zeros between."""
+        lines, columns, pitch = self.layout.lines, self.layout.columns, self.layout.pitch
+        out = np.zeros((len(rows), lines, pitch), rows.dtype)
+        out[:, :, :columns] = rows.reshape(len(rows), lines, columns)
+        return out.reshape(len(rows), -1)[:, : (lines - 1) * pitch + columns].copy()
+
     def project(
-        self, side: Literal["rows", "columns"], vectors: Tensor, ranks: Tensor, exponent: Tensor
+        self, side: Literal["rows", "columns"], vectors: Tensor, ranks: Tensor, exponent: Tensor, single: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Store one side of the factors and compute the other: see :func:`lrbench.kernels.project.project_rows`.
 
@@ -96,6 +159,8 @@ class KernelBlocks(NamedTuple):
             As :meth:`bases` gives them.
         exponent : Tensor
             (N,) int64: the factors are stored 2**exponent times as large, in the images' dtype.
+        single : bool
+            Whether to compute in float32 where the images are float32.
 
         Returns
         -------
@@ -109,11 +174,12 @@ class KernelBlocks(NamedTuple):
         squared, norms, basis = np.empty(len(ranks)), np.empty(len(ranks)), vectors.numpy()
         power = _powers(exponent.numpy(), self.exponent)
         kernel = project.project_rows if side == "rows" else project.project_columns
+        work = self._work(single)
 
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
             source = (self.images[cut], power[cut], self.layout, at, number)
-            kernel(*source, basis[cut], ends[start : stop + 1], U, V, squared[cut], norms[cut])
+            kernel(*source, basis[cut], ends[start : stop + 1], work, U, V, squared[cut], norms[cut])
 
         for_parts(len(ranks), part)
         return torch.from_numpy(U), torch.from_numpy(V), torch.from_numpy(squared), torch.from_numpy(norms)
@@ -161,21 +227,30 @@ class KernelBlocks(NamedTuple):
         for_parts(len(starts), place)
         return torch.from_numpy(packed[0]), torch.from_numpy(packed[1]), torch.from_numpy(ranks)
 
-    def residuals(self, U: Tensor, V: Tensor, ranks: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-        """‖D − UV‖_F² and ‖D‖_F², (N,) float64, of factors that are stored 2**exponent times as large."""
+    def residuals(
+        self, U: Tensor, V: Tensor, ranks: Tensor, exponent: Tensor, single: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """‖D − UV‖_F² and ‖D‖_F², (N,) float64, of factors that are stored 2**exponent times as large.
+
+        With ``single`` what is float32 is computed in it, and the first of the two are bounds.
+        """
         at, number = _addresses(self.layout)
         ends = np.concatenate([np.zeros(1, np.int64), ranks.numpy().cumsum()])
         squared, norms = np.empty(len(ranks)), np.empty(len(ranks))
         power = _powers(exponent.numpy(), self.exponent)
         u, v = U.contiguous().numpy(), V.contiguous().numpy()
+        work = self._work(single and u.itemsize == v.itemsize == 4)
 
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
             source = (self.images[cut], power[cut], self.layout, at, number)
-            project.residuals(*source, ends[start : stop + 1], u, v, squared[cut], norms[cut])
+            project.residuals(*source, ends[start : stop + 1], work, u, v, squared[cut], norms[cut])
 
         for_parts(len(ranks), part)
         return torch.from_numpy(squared), torch.from_numpy(norms)
+
+    def _work(self, single: bool) -> Array:
+        return np.empty(0, self.images.dtype if single else np.float64)
 
 
 def _shape(layout: Layout) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import torch
 
-__all__ = ["accumulate", "compiled", "correlate", "digest", "dot", "exact", "for_parts", "inner", "subtract"]
+__all__ = ["accumulate", "combine", "compiled", "correlate", "digest", "dot", "exact", "for_parts", "inner", "subtract"]
 
 
 def digest(folder: Path) -> str:
@@ -175,6 +175,7 @@ def accumulate(P: Any, at: Any, c: Any, d: Any, out: Any, also: Any) -> None:  #
 def correlate(P: Any, at: Any, w: Any, x: Any, out: Any, also: Any) -> None:  # pragma: no cover (compiled)
     """``out[i]`` = Σ_t w[t] P[at_i + t], and ``also`` likewise with x."""
     length = len(w)
+    zero = w[0] - w[0]  # of its dtype
     i = 0
     while i + 9 <= len(at):
         p0 = P[at[i] : at[i] + length]
@@ -186,8 +187,8 @@ def correlate(P: Any, at: Any, w: Any, x: Any, out: Any, also: Any) -> None:  # 
         p6 = P[at[i + 6] : at[i + 6] + length]
         p7 = P[at[i + 7] : at[i + 7] + length]
         p8 = P[at[i + 8] : at[i + 8] + length]
-        s0, s1, s2, s3, s4, s5, s6, s7, s8 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        z0, z1, z2, z3, z4, z5, z6, z7, z8 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        s0, s1, s2, s3, s4, s5, s6, s7, s8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+        z0, z1, z2, z3, z4, z5, z6, z7, z8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
         for t in range(length):
             a, b = w[t], x[t]
             v0, v1, v2, v3, v4, v5, v6, v7, v8 = p0[t], p1[t], p2[t], p3[t], p4[t], p5[t], p6[t], p7[t], p8[t]
@@ -218,3 +219,31 @@ def correlate(P: Any, at: Any, w: Any, x: Any, out: Any, also: Any) -> None:  # 
         out[i] = dot(w, P[at[i] : at[i] + length])
         also[i] = dot(x, P[at[i] : at[i] + length])
         i += 1
+
+
+@compiled
+def combine(rows: Any, count: int, c: Any, d: Any, out: Any, also: Any) -> None:  # pragma: no cover (compiled)
+    """``out`` += Σ c_k rows_k over the first ``count`` rows, and ``also`` likewise with d, in one reading."""
+    n = len(out)
+    k = 0
+    while k + 8 <= count:
+        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        r4, r5, r6, r7 = rows[k + 4], rows[k + 5], rows[k + 6], rows[k + 7]
+        c0, c1, c2, c3, c4, c5, c6, c7 = c[k], c[k + 1], c[k + 2], c[k + 3], c[k + 4], c[k + 5], c[k + 6], c[k + 7]
+        d0, d1, d2, d3, d4, d5, d6, d7 = d[k], d[k + 1], d[k + 2], d[k + 3], d[k + 4], d[k + 5], d[k + 6], d[k + 7]
+        for t in range(n):
+            v0, v1, v2, v3, v4, v5, v6, v7 = r0[t], r1[t], r2[t], r3[t], r4[t], r5[t], r6[t], r7[t]
+            out[t] += (c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3) + (c4 * v4 + c5 * v5 + c6 * v6 + c7 * v7)
+            also[t] += (d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3) + (d4 * v4 + d5 * v5 + d6 * v6 + d7 * v7)
+        k += 8
+    while k + 2 <= count:
+        r0, r1, c0, c1, d0, d1 = rows[k], rows[k + 1], c[k], c[k + 1], d[k], d[k + 1]
+        for t in range(n):
+            out[t] += c0 * r0[t] + c1 * r1[t]
+            also[t] += d0 * r0[t] + d1 * r1[t]
+        k += 2
+    if k < count:
+        r0, c0, d0 = rows[k], c[k], d[k]
+        for t in range(n):
+            out[t] += c0 * r0[t]
+            also[t] += d0 * r0[t]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrbench.kernels.loops import compiled, for_parts
+from lrbench.kernels.loops import combine, compiled, for_parts
 
 __all__ = ["against", "times"]
 
@@ -93,40 +93,11 @@ def _times(
         rows, into = V[begin:end], out[b]
         for i in range(0, K, 2):
             j = min(i + 1, K - 1)
-            _two_rows(rows, left[i, at:], left[j, at:], bias[i], bias[j], into[i], into[j] if j > i else spare)
-
-
-@compiled
-def _two_rows(
-    rows: Any, c: Any, d: Any, above: Any, below: Any, out: Any, also: Any
-) -> None:  # pragma: no cover (compiled)
-    """``out`` = Σ_k c_k rows_k, and ``also`` likewise with d: two for the price of one reading."""
-    n = len(out)
-    for t in range(n):
-        out[t] = above
-        also[t] = below
-    k = 0
-    while k + 8 <= len(rows):
-        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-        r4, r5, r6, r7 = rows[k + 4], rows[k + 5], rows[k + 6], rows[k + 7]
-        c0, c1, c2, c3, c4, c5, c6, c7 = c[k], c[k + 1], c[k + 2], c[k + 3], c[k + 4], c[k + 5], c[k + 6], c[k + 7]
-        d0, d1, d2, d3, d4, d5, d6, d7 = d[k], d[k + 1], d[k + 2], d[k + 3], d[k + 4], d[k + 5], d[k + 6], d[k + 7]
-        for t in range(n):
-            v0, v1, v2, v3, v4, v5, v6, v7 = r0[t], r1[t], r2[t], r3[t], r4[t], r5[t], r6[t], r7[t]
-            out[t] += (c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3) + (c4 * v4 + c5 * v5 + c6 * v6 + c7 * v7)
-            also[t] += (d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3) + (d4 * v4 + d5 * v5 + d6 * v6 + d7 * v7)
-        k += 8
-    while k + 2 <= len(rows):
-        r0, r1, c0, c1, d0, d1 = rows[k], rows[k + 1], c[k], c[k + 1], d[k], d[k + 1]
-        for t in range(n):
-            out[t] += c0 * r0[t] + c1 * r1[t]
-            also[t] += d0 * r0[t] + d1 * r1[t]
-        k += 2
-    if k < len(rows):
-        r0, c0, d0 = rows[k], c[k], d[k]
-        for t in range(n):
-            out[t] += c0 * r0[t]
-            also[t] += d0 * r0[t]
+            out_i, out_j = into[i], into[j] if j > i else spare
+            for t in range(len(out_i)):
+                out_i[t] = bias[i]
+                out_j[t] = bias[j]
+            combine(rows, len(rows), left[i, at:], left[j, at:], out_i, out_j)
 
 
 @compiled

@@ -1,11 +1,14 @@
-"""What stands between a block and its factors: the other factor by projection, and the residual, both in float64."""
+"""What stands between a block and its factors: the other factor by projection, and the residual.
+
+Both are computed in float64, or in float32 with a bound of what its rounding can do added to what is told.
+"""
 
 from typing import Any
 
 import numpy as np
 
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import accumulate, compiled, correlate, dot, exact, inner, subtract
+from lrbench.kernels.loops import accumulate, combine, compiled, correlate, dot, exact, inner
 
 __all__ = ["project_columns", "project_rows", "residuals"]
 
@@ -19,6 +22,7 @@ def project_rows(
     counts: Any,
     basis: Any,
     offsets: Any,
+    work: Any,
     U: Any,
     V: Any,
     squared: Any,
@@ -26,7 +30,8 @@ def project_rows(
 ) -> None:  # pragma: no cover (compiled)
     """Store bases U_i, compute V_i = U_iᵀ D_i from what was stored, store that, and tell what is lost.
 
-    The loss is ‖D‖² − 2⟨UᵀD, V⟩ + ⟨UᵀU, VVᵀ⟩ of the stored factors, with a bound of its rounding error added.
+    In float64 the loss is ‖D‖² − 2⟨UᵀD, V⟩ + ⟨UᵀU, VVᵀ⟩ of the stored factors, with a bound of its rounding error
+    added. In float32 it is ‖D‖² − ‖V‖², with bounds of what rounding does to V and what U lacks in orthogonality.
 
     Parameters
     ----------
@@ -41,6 +46,8 @@ def project_rows(
         (N, ., m) float64.
     offsets : array
         (N + 1,) int64: block i has rank ``offsets[i + 1] − offsets[i]``.
+    work : array
+        Empty, of the dtype of the arithmetic: float64, or the images'.
     U, V : array
         (Σ r_i, m) and (Σ r_i, n), written.
     squared, norms : array
@@ -48,12 +55,13 @@ def project_rows(
     """
     m, n = len(at), V.shape[1]
     pitch, columns = layout.pitch, layout.columns
-    P = np.zeros(layout.channels * layout.plane)
+    P = np.zeros(layout.channels * layout.plane, work.dtype)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    A, B = np.empty((most, m)), np.empty((most, n))
-    wide, row, products = np.empty((2, (layout.lines - 1) * pitch + columns)), np.empty(n), np.empty(most)
+    A, B = np.empty((most, m), work.dtype), np.empty((most, n), work.dtype)
+    wide, row = np.empty((2, (layout.lines - 1) * pitch + columns), work.dtype), np.empty(n, work.dtype)
+    products = np.empty(most)
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         norm = _squared_norm(P, counts)
@@ -68,7 +76,7 @@ def project_rows(
                 _narrow(wide[index - k], pitch, columns, row)
                 _store(row, power[b, 4], power[b, 5], V[first + index], B[index])
                 met += dot(row, B[index])
-        _judge(A, B, rank, norm, met, products, squared, norms, b)
+        _judge(A, B, rank, norm, met, m, products, squared, norms, b)
 
 
 @compiled
@@ -80,6 +88,7 @@ def project_columns(
     counts: Any,
     basis: Any,
     offsets: Any,
+    work: Any,
     U: Any,
     V: Any,
     squared: Any,
@@ -88,12 +97,13 @@ def project_columns(
     """As :func:`project_rows`, with bases V_i, (N, ., n), and U_i = D_i V_iᵀ."""
     m, n = len(at), V.shape[1]
     pitch, columns = layout.pitch, layout.columns
-    P = np.zeros(layout.channels * layout.plane)
+    P = np.zeros(layout.channels * layout.plane, work.dtype)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    A, B = np.empty((most, m)), np.empty((most, n))
-    wide, column, products = np.zeros((2, (layout.lines - 1) * pitch + columns)), np.empty((2, m)), np.empty(most)
+    A, B = np.empty((most, m), work.dtype), np.empty((most, n), work.dtype)
+    wide, column = np.zeros((2, (layout.lines - 1) * pitch + columns), work.dtype), np.empty((2, m), work.dtype)
+    products = np.empty(most)
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         norm = _squared_norm(P, counts)
@@ -109,44 +119,75 @@ def project_columns(
             for index in range(k, other + 1):
                 _store(column[index - k], power[b, 2], power[b, 3], U[first + index], A[index])
                 met += dot(column[index - k], A[index])
-        _judge(A, B, rank, norm, met, products, squared, norms, b)
+        _judge(B, A, rank, norm, met, n, products, squared, norms, b)
 
 
 @compiled
 def residuals(
-    images: Any, power: Any, layout: Any, at: Any, counts: Any, offsets: Any, U: Any, V: Any, squared: Any, norms: Any
+    images: Any,
+    power: Any,
+    layout: Any,
+    at: Any,
+    counts: Any,
+    offsets: Any,
+    work: Any,
+    U: Any,
+    V: Any,
+    squared: Any,
+    norms: Any,
 ) -> None:  # pragma: no cover (compiled)
     """Squared norms of the scaled blocks' D − UV, the residual itself formed a row at a time, and of D.
 
+    In float32 a bound of what rounding can have hidden is added.
+
     Parameters
     ----------
-    images, power, layout, at, counts, offsets, U, V, squared, norms
+    images, power, layout, at, counts, offsets, work, U, V, squared, norms
         As for :func:`project_rows`; U and V are read, in any dtype.
     """
-    n = V.shape[1]
+    m, n = len(at), V.shape[1]
     pitch, columns = layout.pitch, layout.columns
-    P = np.zeros(layout.channels * layout.plane)
+    P = np.zeros(layout.channels * layout.plane, work.dtype)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
     length = (layout.lines - 1) * pitch + columns
-    B, c, row, narrow = np.zeros((most, length)), np.empty(most), np.empty(length), np.empty(n)
+    B, c, sizes = np.zeros((most, length), work.dtype), np.empty((2, most), work.dtype), np.empty(most)
+    rows, narrow = np.empty((2, length), work.dtype), np.empty(n, work.dtype)
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
             _widen(V[first + k], power[b, 5], narrow)
             _widened(narrow, pitch, columns, B[k])
+            sizes[k] = 0.0
         total = 0.0
-        for i in range(len(at)):
+        for i in range(0, m, 2):
+            j = min(i + 1, m - 1)
             for k in range(rank):
-                c[k] = np.float64(U[first + k, i]) * power[b, 3]
-            row[:] = P[at[i] : at[i] + length]
-            subtract(B, rank, c, row)
-            _narrow(row, pitch, columns, narrow)
-            total += dot(narrow, narrow)
+                c[0, k] = -np.float64(U[first + k, i]) * power[b, 3]
+                c[1, k] = -np.float64(U[first + k, j]) * power[b, 3]
+                sizes[k] += np.float64(c[0, k]) ** 2 + (np.float64(c[1, k]) ** 2 if j > i else 0.0)
+            rows[0] = P[at[i] : at[i] + length]
+            rows[1] = P[at[j] : at[j] + length]
+            combine(B, rank, c[0], c[1], rows[0], rows[1])
+            _narrow(rows[0], pitch, columns, narrow)
+            total += _energy(narrow)
+            if j > i:
+                _narrow(rows[1], pitch, columns, narrow)
+                total += _energy(narrow)
+        norm = _squared_norm(P, counts)
+        if work.itemsize < 8:
+            # Each number of the residual is a sum of rank + 1 products (N. J. Higham, 2002, section 3.1), each energy
+            # a sum of squares.
+            size = np.sqrt(norm)
+            for k in range(rank):
+                size += np.sqrt(sizes[k] * _energy(B[k]))
+            unit = 2.0**-24
+            hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
+            total = (np.sqrt(total * (1 + 2 * n * unit)) + hidden) ** 2
         squared[b] = total
-        norms[b] = _squared_norm(P, counts)
+        norms[b] = norm
 
 
 @compiled
@@ -195,20 +236,58 @@ def _widen(stored: Any, g: float, back: Any) -> None:  # pragma: no cover (compi
 
 
 @compiled
+def _energy(row: Any) -> float:  # pragma: no cover (compiled)
+    """Sum of squares, in the row's dtype."""
+    total = row[0] - row[0]
+    for t in range(len(row)):
+        total += row[t] * row[t]
+    return np.float64(total)
+
+
+@compiled
 def _judge(
-    A: Any, B: Any, rank: int, norm: float, met: float, products: Any, squared: Any, norms: Any, b: int
+    A: Any, B: Any, rank: int, norm: float, met: float, length: int, products: Any, squared: Any, norms: Any, b: int
 ) -> None:  # pragma: no cover (compiled)
-    m, n = A.shape[1], B.shape[1]
-    both, a_size, b_size = 0.0, 0.0, 0.0
+    """Tell what a projection loses.
+
+    Parameters
+    ----------
+    A, B : array
+        (., length) and (., .): as they are stored, the basis and the products with it.
+    """
+    both, held, skew, slant = 0.0, 0.0, 0.0, 0.0
+    single = A.itemsize < 8
     for k in range(rank):
-        # ⟨UᵀU, VVᵀ⟩: what is beside the diagonal counts twice.
-        inner(B, k + 1, B[k], products)
-        b_size += products[k]
+        if not single:
+            # ⟨UᵀU, VVᵀ⟩: what is beside the diagonal counts twice.
+            inner(B, k + 1, B[k], products)
+            held += products[k]
+        else:
+            held += _wide_product(B[k], B[k])
         for other in range(k + 1):
-            product = dot(A[k], A[other])
-            both += (2.0 if other < k else 1.0) * product * products[other]
-        a_size += dot(A[k], A[k])
-    # Every sum has at most m·n + r² terms, none larger in size than its part of (‖D‖ + ‖U‖‖V‖)².
-    bound = (m * n + 4 * (m + n) + rank * rank) * 1.2e-16 * (np.sqrt(norm) + np.sqrt(a_size * b_size)) ** 2
-    squared[b] = max(0.0, norm - 2 * met + both) + bound
+            product = _wide_product(A[k], A[other])
+            if not single:
+                both += (2.0 if other < k else 1.0) * product * products[other]
+            slant += product**2 * (2.0 if other < k else 0.0) + ((product - 1.0) ** 2 if other == k else 0.0)
+            skew += product if other == k else 0.0
+    terms = A.shape[1] * B.shape[1] + 4 * (A.shape[1] + B.shape[1]) + rank * rank
+    if single:
+        # V is UᵀD + E, |E| at most γ |U|ᵀ|D| whatever the order of summation (N. J. Higham, 2002, section 3.5).
+        unit = 2.0**-24
+        gamma = (length + 1) * unit / (1 - (length + 1) * unit)
+        rounding = 2 * gamma * np.sqrt(skew * norm * held) + np.sqrt(slant) * held
+        squared[b] = max(0.0, norm - held) + rounding + terms * 1.2e-16 * (norm + held)
+    else:
+        # Every sum has at most m·n + r² terms, none larger in size than its part of (‖D‖ + ‖U‖‖V‖)².
+        bound = terms * 1.2e-16 * (np.sqrt(norm) + np.sqrt(skew * held)) ** 2
+        squared[b] = max(0.0, norm - 2 * met + both) + bound
     norms[b] = norm
+
+
+@compiled
+def _wide_product(a: Any, b: Any) -> float:  # pragma: no cover (compiled)
+    """Inner product in float64."""
+    total = 0.0
+    for t in range(len(a)):
+        total += np.float64(a[t]) * np.float64(b[t])
+    return total

@@ -9,6 +9,7 @@ from oracles import eckart_young_rank, relative_errors
 import lrbench
 from lrbench import Origin
 from lrbench.compressors.rsvd import RandomizedSVD
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 
 @each_dtype
@@ -93,3 +94,19 @@ def test_any_sketch_keeps_the_tolerance(options: dict[str, int]) -> None:
     D = decaying_blocks()
     factors = lrbench.get_compressor("rsvd", eps=0.01, **options).compress(D)
     assert (relative_errors(D, factors) <= 0.01 * (1 + SLACK)).all()
+
+
+@pytest.mark.parametrize("eps", [0.3, 0.1, 0.01, 1e-4])
+@pytest.mark.parametrize("tall", [False, True], ids=["wide", "tall"])
+def test_the_kernels_find_the_ranks_that_plain_torch_finds(
+    eps: float, tall: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    D = torch.cat([decaying_blocks(m=40, n=90), low_rank_plus_noise(3, 40, 90, 22, noise=1e-6, seed=0)])
+    D = D.mT if tall else D
+    ours = RandomizedSVD(eps).compress(D)
+    monkeypatch.setattr(KernelBlocks, "of", lambda blocks: None)
+    theirs = RandomizedSVD(eps).compress(D)
+    assert ((ours.ranks - theirs.ranks).abs() <= 1).all()
+    assert ours.origin.tolist() == theirs.origin.tolist()
+    best = torch.tensor([eckart_young_rank(d.numpy(), eps) for d in D])
+    assert ((ours.ranks - best) <= 1).all()

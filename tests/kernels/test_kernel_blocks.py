@@ -103,6 +103,37 @@ def test_projection_and_residual_are_those_of_what_was_stored(side: str, dtype: 
             assert loss == pytest.approx(np.linalg.norm(best) ** 2, abs=1e-5 * whole)
 
 
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_what_float32_tells_of_a_loss_bounds_it_closely(side: str) -> None:
+    x = images(torch.float32)
+    for arguments in EVERY[::7]:
+        blocks = lrbench.Im2col(x, **arguments)
+        N, m, n = blocks.shape
+        ranks, exponent = torch.tensor([min(3, m, n), min(2, m, n)] * (N // 2)), torch.zeros(N, dtype=torch.int64)
+        size = m if side == "rows" else n
+        vectors = torch.randn(N, min(3, m, n), size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        vectors = torch.linalg.qr(vectors.mT).Q.mT.contiguous()
+        view = kernels_view(blocks)
+        U, V, lost, energy = view.project(side, vectors, ranks, exponent, single=True)  # type: ignore[arg-type]
+        exact, _ = view.residuals(U, V, ranks, exponent)
+        told, _ = view.residuals(U, V, ranks, exponent, single=True)
+        for bound in (lost, told):
+            assert (bound >= exact).all(), arguments
+            assert (bound <= exact + 1e-4 * energy).all(), arguments
+
+
+def test_factors_that_cancel_do_not_deceive_the_residual_in_float32() -> None:
+    """U V of a size far above D's: rounding in it is no longer small beside D, and is counted."""
+    generator = torch.Generator().manual_seed(0)
+    D, A, B = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((1, 12, 40), (12, 1), (1, 40)))
+    view = kernels_view(DenseBlocks(D.float()))
+    for size in (1.0, 1e3, 1e5):
+        U, V = torch.cat([size * A.T, -size * A.T]).float(), torch.cat([B, B]).float()
+        V[1] *= 1 + 1e-6
+        arguments = (U, V, torch.tensor([2]), torch.zeros(1, dtype=torch.int64))
+        assert view.residuals(*arguments, single=True)[0] >= view.residuals(*arguments)[0]
+
+
 @pytest.mark.parametrize("eps", [0.5, 0.1, 1e-2, 1e-4])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (40, 4, 4)], ids=["rows", "columns"])
 def test_the_svd_finds_the_same_ranks_without_the_kernels(

@@ -1,0 +1,147 @@
+"""Training steps with compression beside steps without it: ratios of medians, measured in one process.
+
+``python -m benchmarks.training [--records FILE] [--out DIR]`` prints the table, and writes it with every single time
+into DIR. It wants the machine to itself. The network is the paper's, of widths 32, 64 and 128, after one epoch on the
+images; every kind of step trains a copy of its own, all with the same optimizer. Each case is measured beside the plain
+model, both in both memory formats, and the fastest of either are compared.
+"""
+
+import argparse
+import copy
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import lrbench
+from benchmarks.speed import images_of
+from lrbench.environment import environment
+from lrbench.measure.time import Step, time_steps
+from lrbench.models import paper_cnn
+from lrbench.training import training_step
+
+BATCH = 100
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+class Case(NamedTuple):
+    """A wrapped model: which layers, what with, and what its step may take beside the plain model's, if promised."""
+
+    mask: str
+    compressor: str
+    eps: float
+    path: Any
+    bound: float | None = None
+    keeps: bool = False
+
+    def __str__(self) -> str:
+        kept = ", input's factors kept" if self.keeps else ""
+        return f"`{self.mask}`, {self.compressor} {self.eps:g}, {self.path}{kept}"
+
+
+CASES = (
+    Case("100000", "svd", 0.1, "both", 1.05),
+    Case("100000", "svd", 0.1, "both", 1.0, keeps=True),
+    Case("101010", "warm", 0.1, "both", 1.30),
+    Case("101010", "svd", 0.1, "both"),
+    Case("101010", "aca", 0.1, "both"),
+    Case("101010", "aca-estimate", 0.1, "both"),
+    Case("111111", "warm", 0.3, "backward", 1.60),
+    Case("111111", "svd", 0.3, "backward"),
+    Case("111111", "warm", 0.3, "both"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, help="CIFAR-10 records (binary) to measure on; the photographs without")
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each kind (default 15)")
+    parser.add_argument("--out", type=Path, help="folder for training.md and training.json")
+    options = parser.parse_args(arguments)
+    images, labels, name = images_of(options.records)
+    torch.manual_seed(0)
+    model = paper_cnn().train()
+    trained = _stepping(model, images, labels)
+    for number in range(len(images) // BATCH):
+        trained(number)
+    lines = [
+        "# Training steps beside the plain model's",
+        "",
+        f"The paper's network, widths 32, 64, 128, batches of {BATCH}, after one epoch on {name}.",
+        f"{torch.get_num_threads()} threads, {options.rounds} rounds for each case. Milliseconds a step are medians;",
+        "a ratio is one of medians, its quartiles are of the ratios round by round. Both models run in the memory",
+        "format that is faster for them.",
+        "",
+        "| step | plain, ms | ms | ratio | quartiles | bound | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    results: dict[str, Any] = {"images": name, "environment": environment()}
+    for case in CASES:
+        wrapped = lrbench.wrap(copy.deepcopy(model), case.mask, case.compressor, case.eps, case.path)
+        kept = None
+        steps = [_stepping(copy.deepcopy(model), images, labels, layout) for layout in FORMATS]
+        for layout in FORMATS:
+            copied = copy.deepcopy(wrapped)
+            kept = lrbench.KeptInput(copied, images) if case.keeps else None
+            steps.append(_stepping(copied, images, labels, layout, kept))
+        # A basis that is kept from step to step has to be found first: more steps are taken before the clock runs.
+        seconds = np.asarray(time_steps(steps, options.rounds, warmup=5))
+        results[str(case)] = {"plain": seconds[:2].tolist(), "wrapped": seconds[2:].tolist()}
+        lines.append(_row(case, _fastest(seconds[:2]), _fastest(seconds[2:])))
+        if kept is not None:
+            results[str(case)]["kept_bytes"] = kept.nbytes
+            note = (
+                f"The kept factors of {len(images)} images take {kept.nbytes:,} bytes, the images themselves, as "
+                f"float32, {images.nbytes:,}."
+            )
+    lines += ["", note, ""]
+    print("\n".join(lines))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "training.md").write_text("\n".join(lines), encoding="utf-8")
+        (options.out / "training.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def _stepping(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    layout: torch.memory_format = torch.contiguous_format,
+    kept: lrbench.KeptInput | None = None,
+) -> Step:
+    """Steps of a model on one batch after the other."""
+    model = model.to(memory_format=layout).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    order = torch.arange(len(images)).split(BATCH)
+
+    def step(number: int) -> None:
+        index = order[number % len(order)]
+        x = images[index].to(memory_format=layout)
+        with nullcontext() if kept is None else kept.batch(index):
+            training_step(model, optimizer, x, labels[index])
+
+    return step
+
+
+def _fastest(seconds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The kind, (rounds,), with the least median among some, (kinds, rounds)."""
+    return seconds[np.median(seconds, 1).argmin()]
+
+
+def _row(case: Case, plain: np.ndarray[Any, Any], wrapped: np.ndarray[Any, Any]) -> str:
+    ratio = float(np.median(wrapped) / np.median(plain))
+    low, high = np.quantile(wrapped / plain, [0.25, 0.75])
+    theirs, ours = 1e3 * np.median(plain), 1e3 * np.median(wrapped)
+    verdict = "" if case.bound is None else "kept" if ratio <= case.bound else "missed"
+    bound = "–" if case.bound is None else f"≤ {case.bound:.2f}"
+    return f"| {case} | {theirs:.1f} | {ours:.1f} | {ratio:.3f} | [{low:.3f}, {high:.3f}] | {bound} | {verdict} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The factors of a model's fixed inputs, computed once: an epoch compresses what the one before has compressed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lrbench.conv import compressed_layers
+from lrbench.factors import Factors
+from lrbench.im2col import Geometry, Im2col
+
+__all__ = ["KeptInput"]
+
+
+class KeptInput:
+    """Compress the images that a wrapped layer meets again and again, and give their factors to its forward passes.
+
+    Only the layer that works on the images themselves can have them: its input never changes. ::
+
+        kept = lrbench.KeptInput(model, images)
+        for index in torch.randperm(len(images)).split(100):
+            with kept.batch(index):
+                loss(model(images[index])).backward()
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Wrapped.
+    images : Tensor
+        (N, C, H, W), as the layer will meet them, and on its device.
+    layer : str, optional
+        The layer's name; the first wrapped one without it.
+    batch_size : int
+        Images that are compressed at a time.
+
+    Attributes
+    ----------
+    nbytes : int
+        Of the factors, which stay in memory as long as this object.
+
+    Raises
+    ------
+    ValueError
+        If the layer is not wrapped, or does not use factors.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, layer: str | None = None, batch_size: int = 500) -> None:
+        layers = compressed_layers(model)
+        name = next(iter(layers), None) if layer is None else layer
+        if name is None or name not in layers:
+            shown = ", ".join(layers) or "none"
+            raise ValueError(f"layer is {layer!r}: name a wrapped one, of which this model has {shown}")
+        self._layer = layers[name]
+        geometry = Geometry.of(self._layer.conv)
+        compress = self._layer.compressor.compress
+        self._factors = Factors.concatenate([compress(Im2col.of(x, geometry)) for x in images.split(batch_size)])
+        self.nbytes = self._factors.nbytes
+
+    @contextmanager
+    def batch(self, index: Tensor) -> Iterator[None]:
+        """Within it the layer takes the factors of the images ``index``, (B,) int64, as those of its input."""
+        g = self._layer.conv.groups
+        blocks = index if g == 1 else (index[:, None] * g + torch.arange(g, device=index.device)).flatten()
+        self._layer.given = self._factors.select(blocks)
+        try:
+            yield
+        finally:
+            self._layer.given = None

@@ -1,0 +1,101 @@
+"""Factors of a fixed input are computed once, and serve as if they were computed at each step."""
+
+import pytest
+import torch
+from adversarial import photo_crops
+from torch import Tensor, nn
+
+import lrbench
+from lrbench import Factors
+
+
+def model(groups: int = 1, path: str = "both", name: str = "svd") -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, groups=groups), nn.ReLU(), nn.Conv2d(6, 2, 3))
+    return lrbench.wrap(net, "10", name, 0.1, path)  # type: ignore[arg-type]
+
+
+def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
+    net.zero_grad()
+    net(x).square().sum().backward()
+    return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+
+
+@pytest.fixture
+def images() -> Tensor:
+    x = photo_crops(10).float()
+    x[4] = torch.rand(x[4].shape, generator=torch.Generator().manual_seed(0))  # of no low rank: it is stored
+    return x
+
+
+@pytest.mark.parametrize("name", ["svd", "none", "shared"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("path", ["both", "backward"])
+def test_kept_factors_give_the_gradients_that_fresh_ones_give(
+    images: Tensor, path: str, groups: int, name: str
+) -> None:
+    net = model(groups, path, name)
+    kept = lrbench.KeptInput(net, images, batch_size=len(images))
+    index = torch.tensor([7, 4, 0, 9])
+    with kept.batch(index):
+        ours = gradients(net, images[index])
+    if name == "shared":  # its basis is that of all images
+        for mine, exact in zip(ours, gradients(lrbench.unwrap(net), images[index]), strict=True):
+            assert (mine - exact).norm() <= 0.2 * exact.norm()
+        return
+    for mine, theirs in zip(ours, gradients(net, images[index]), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_nothing_is_compressed_again_while_factors_are_given(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model()
+    kept = lrbench.KeptInput(net, images)
+
+    def refuse(*_: object, **__: object) -> Factors:
+        raise AssertionError("compressed")
+
+    monkeypatch.setattr(lrbench.compressed_layers(net)["0"].compressor, "compress", refuse)
+    with kept.batch(torch.arange(3)):
+        net(images[:3])
+    with pytest.raises(AssertionError, match="compressed"):
+        net(images[:3])
+
+
+def test_their_bytes_are_told(images: Tensor) -> None:
+    net = model()
+    compress = lrbench.get_compressor("svd", eps=0.1).compress
+    whole = compress(lrbench.Im2col(images, 3, padding=1)).nbytes
+    assert lrbench.KeptInput(net, images, batch_size=len(images)).nbytes == whole
+    parts = lrbench.KeptInput(net, images, batch_size=3).nbytes
+    assert abs(parts - whole) <= 64
+
+
+def test_a_batch_that_they_are_not_of_is_refused(images: Tensor) -> None:
+    net = model()
+    kept = lrbench.KeptInput(net, images)
+    with kept.batch(torch.arange(3)), pytest.raises(ValueError, match=r"factors of blocks \(3, 27, 81\) were kept"):
+        net(images[:4])
+    with kept.batch(torch.arange(3)), pytest.raises(ValueError, match="give the batch that the factors are of"):
+        net(images[:3, :, :8])
+
+
+def test_a_layer_that_is_not_wrapped_is_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="layer is '2': name a wrapped one, of which this model has 0"):
+        lrbench.KeptInput(model(), images, layer="2")
+    with pytest.raises(ValueError, match="of which this model has none"):
+        lrbench.KeptInput(lrbench.unwrap(model()), images)
+
+
+@pytest.mark.parametrize("name", ["svd", "none", "warm"])
+def test_parts_of_joined_factors_are_those_of_the_blocks(images: Tensor, name: str) -> None:
+    blocks = lrbench.Im2col(images, 3, padding=1)
+    compress = lrbench.get_compressor(name, eps=0.1).compress
+    joined = Factors.concatenate([compress(blocks.select(slice(k, k + 4))) for k in (0, 4, 8)])
+    dense = joined.dense()
+    assert (lrbench.relative_error(blocks, joined) <= 0.1).all()
+    for chosen in ([3, 4, 4, 9, 0], [4], [1, 2], []):
+        index = torch.tensor(chosen, dtype=torch.int64)
+        part = joined.select(index)
+        assert torch.equal(part.dense(), dense[index])
+        assert part.ranks.tolist() == joined.ranks[index].tolist()
+        assert part.origin.tolist() == joined.origin[index].tolist()
