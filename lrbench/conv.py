@@ -75,6 +75,9 @@ class CompressedConvolution:
                 )
             return self.given
         compressor = self.compressor if self.conv.training else copy.deepcopy(self.compressor)
+        if not compressor.pooled:
+            # What is read line by line is put in order once; a shared basis reads through native convolutions.
+            blocks = blocks.like(blocks.tensor.contiguous())
         return compressor.compress(blocks)
 
 
@@ -129,7 +132,10 @@ class _Convolution(torch.autograd.Function):
             out = geometry.convolve(x, weight, bias)
         else:
             added = None if bias is None else bias.to(factors.dtype)
-            out = factors.matmul(weight.flatten(1).to(factors.dtype), added).to(x.dtype)
+            last = any(
+                t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight)
+            )
+            out = factors.matmul(weight.flatten(1).to(factors.dtype), added, last).to(x.dtype)
         saved = [weight] if needs_x else []
         if needs_weight and path == "forward":
             saved.append(x)

@@ -264,7 +264,7 @@ class Factors:
         return out
 
     @_in_full_precision
-    def matmul(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def matmul(self, weight: Tensor, bias: Tensor | None = None, channels_last: bool = False) -> Tensor:
         """W D̂_i + b for every block, as (W U_i) V_i + b, never forming D̂_i where there are factors.
 
         Parameters
@@ -273,6 +273,8 @@ class Factors:
             (K, m), of the factors' dtype. With g groups, rows ``j·K/g:(j + 1)·K/g`` meet the blocks of group j.
         bias : Tensor, optional
             (K,), likewise.
+        channels_last : bool
+            Whether the K numbers of one column should lie side by side in memory, where that is no detour.
 
         Returns
         -------
@@ -284,7 +286,7 @@ class Factors:
         added = None if bias is None else bias.view(g, -1)
         left = self.U @ W[0].T if g == 1 else None  # (·, K): one product serves all blocks
         if left is not None and self._compiled:
-            out = product.times(left, self._first_rows, self.V, self.offsets, bias)
+            out = product.times(left, self._first_rows, self.V, self.offsets, bias, channels_last)
         else:
             out = torch.zeros(N, W.shape[1], self.V.shape[1], dtype=self.dtype, device=self.device)
             for index, first, rows in self._buckets():

@@ -11,7 +11,9 @@ from lrbench.kernels.loops import combine, compiled, for_parts
 __all__ = ["against", "times"]
 
 
-def times(left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+def times(
+    left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor | None, channels_last: bool = False
+) -> Tensor:
     """(W U_i) V_i + b for every block.
 
     Parameters
@@ -26,6 +28,8 @@ def times(left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor
         (N + 1,) int64.
     bias : Tensor or None
         (K,), of the same dtype: float32 or float64, on a CPU.
+    channels_last : bool
+        Whether the K numbers that belong to one column are to lie side by side in memory.
 
     Returns
     -------
@@ -34,15 +38,16 @@ def times(left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor
     """
     N, K, n = len(starts), left.shape[1], V.shape[1]
     added = left.new_zeros(K) if bias is None else bias.detach()
-    out = left.new_empty(N, K, n)
+    out = left.new_empty((N, n, K) if channels_last else (N, K, n))
     # A copy the other way round: the coefficients of one row of the result lie side by side.
     arrays = [t.contiguous().numpy() for t in (left.T, starts, V, offsets, added)]
+    kernel = _times_last if channels_last else _times
 
     def part(start: int, stop: int) -> None:
-        _times(*arrays, out.numpy(), start, stop)
+        kernel(*arrays, out.numpy(), start, stop)
 
     for_parts(N, part)
-    return out
+    return out.mT if channels_last else out
 
 
 def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool) -> Tensor:
@@ -55,7 +60,7 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
     rows : int
         Of the result.
     grad : Tensor
-        (N, K, n), of the dtype of V.
+        (N, K, n), of the dtype of V; what :func:`times` calls channels last is read as it is.
     shared : bool
         Whether blocks may have rows in common.
 
@@ -65,14 +70,16 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
         (rows, K).
     """
     N, K, _ = grad.shape
-    arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach())]
+    last = not grad.is_contiguous() and grad.mT.is_contiguous()
+    kernel = _against_last if last else _against
+    arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach().mT if last else grad.detach())]
     zeros = torch.zeros(rows, K, dtype=V.dtype)
     found: dict[int, Any] = {}
 
     def part(start: int, stop: int) -> None:
         # Blocks that add to the same rows do so part by part, in the order of the parts.
         into = np.zeros((rows, K), zeros.numpy().dtype) if shared else zeros.numpy()
-        _against(*arrays, into, start, stop)
+        kernel(*arrays, into, start, stop)
         found[start] = into
 
     for_parts(N, part)
@@ -86,18 +93,51 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
 def _times(
     left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    K = len(left)
-    spare = np.empty(V.shape[1], V.dtype)  # beside a row that has no partner
+    spare = np.empty(V.shape[1], V.dtype)
     for b in range(first, last):
-        at, begin, end = starts[b], offsets[b], offsets[b + 1]
-        rows, into = V[begin:end], out[b]
-        for i in range(0, K, 2):
-            j = min(i + 1, K - 1)
-            out_i, out_j = into[i], into[j] if j > i else spare
-            for t in range(len(out_i)):
-                out_i[t] = bias[i]
-                out_j[t] = bias[j]
-            combine(rows, len(rows), left[i, at:], left[j, at:], out_i, out_j)
+        _times_one(left, starts[b], V[offsets[b] : offsets[b + 1]], bias, out[b], spare)
+
+
+@compiled
+def _times_last(
+    left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
+) -> None:  # pragma: no cover (compiled)
+    K, n = len(left), V.shape[1]
+    # A little longer than n: rows a power of two apart would share the places of a cache.
+    spare, turned = np.empty(n, V.dtype), np.empty((K, n + 16), V.dtype)
+    for b in range(first, last):
+        _times_one(left, starts[b], V[offsets[b] : offsets[b + 1]], bias, turned, spare)
+        into = out[b]
+        for t in range(n):
+            row = into[t]
+            for j in range(K):
+                row[j] = turned[j, t]
+
+
+@compiled
+def _times_one(left: Any, at: int, rows: Any, bias: Any, out: Any, spare: Any) -> None:  # pragma: no cover (compiled)
+    """One block's product, into the first n columns of ``out``; ``spare``, (n,), is beside a row without a partner."""
+    K, n = len(left), len(spare)
+    for i in range(0, K, 2):
+        j = min(i + 1, K - 1)
+        here, there = out[i, :n], out[j, :n] if j > i else spare
+        for t in range(n):
+            here[t] = bias[i]
+            there[t] = bias[j]
+        combine(rows, len(rows), left[i, at:], left[j, at:], here, there)
+
+
+@compiled
+def _against_last(
+    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, first: int, last: int
+) -> None:  # pragma: no cover (compiled)
+    spare = np.empty(grad.shape[2], V.dtype)
+    for b in range(first, last):
+        at, begin, rank = starts[b], offsets[b], offsets[b + 1] - offsets[b]
+        for k in range(0, rank, 2):
+            other = min(k + 1, rank - 1)
+            also = out[at + k + 1] if other > k else spare
+            combine(grad[b], len(grad[b]), V[begin + k], V[begin + other], out[at + k], also)
 
 
 @compiled

@@ -39,7 +39,11 @@ def test_ragged_products_are_those_of_each_block(dtype: torch.dtype, n: int, K: 
         torch.testing.assert_close(out[i].double(), exact + bias.double()[:, None], **tolerance)
         torch.testing.assert_close(plain[i].double(), exact, **tolerance)
         right[starts[i] : starts[i] + r] += part @ grad[i].double().T
+    last = times(left, starts, V, offsets, bias, channels_last=True)
+    assert last.mT.is_contiguous()
+    torch.testing.assert_close(last, out, **tolerance)
     found = against(V, offsets, starts, rows, grad, shared)
+    torch.testing.assert_close(against(V, offsets, starts, rows, grad.mT.contiguous().mT, shared), found, **tolerance)
     torch.testing.assert_close(found.double(), right, **tolerance)
 
 
