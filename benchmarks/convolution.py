@@ -6,7 +6,7 @@ from torch import nn
 
 import lrbench
 
-from .inputs import LAYERS, layer_inputs, rotate
+from .inputs import COMPRESSORS, LAYERS, layer_inputs, require, rotate
 
 NATIVE = "native"
 WIDTHS = {"27x1024": (3, 32), "288x256": (32, 64), "576x64": (64, 128)}
@@ -15,7 +15,7 @@ WIDTHS = {"27x1024": (3, 32), "288x256": (32, 64), "576x64": (64, 128)}
 class Convolution:
     """Seconds for a batch of 100 images."""
 
-    params = ([NATIVE, *lrbench.list_compressors()], list(LAYERS), ["both", "backward"])
+    params = ([NATIVE, *COMPRESSORS], list(LAYERS), ["both", "backward"])
     param_names = ("compressor", "block", "path")
 
     def setup_cache(self) -> dict[str, np.ndarray]:
@@ -27,6 +27,7 @@ class Convolution:
         torch.manual_seed(0)
         self.conv = nn.Conv2d(*WIDTHS[block], 3, padding=1)
         if name != NATIVE:
+            require(name)
             lrbench.wrap(self.conv, "1", name, path=path)
         self.batches = rotate(inputs[block])
         self.run()

@@ -9,15 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import lrbench
 from lrbench.datasets import load_dataset, to_float
 from lrbench.models import paper_cnn
 
-__all__ = ["BATCH", "LAYERS", "batches", "layer_inputs", "rotate"]
+__all__ = ["BATCH", "COMPRESSORS", "LAYERS", "batches", "layer_inputs", "require", "rotate"]
 
 BATCH = 100
 BATCHES = 4
+COMPRESSORS = ["aca", "aca-estimate", "none", "rsvd", "shared", "svd", "warm"]
+"""By name: asv counts places in this list, and another commit's registry would be another list."""
 LAYERS = {"27x1024": "conv1", "288x256": "conv3", "576x64": "conv5"}
 """The paper's shapes, m x n, at widths 32, 64, 128, and the layer that each belongs to."""
+
+
+def require(name: str) -> None:
+    """Skip what a commit does not have."""
+    if name not in lrbench.list_compressors():
+        raise NotImplementedError(f"there is no compressor {name!r} at this commit")
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:

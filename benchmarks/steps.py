@@ -10,7 +10,7 @@ from lrbench.models import paper_cnn
 from lrbench.store import Record, is_finished, read_runs
 from lrbench.training import training_step
 
-from .inputs import batches
+from .inputs import COMPRESSORS, batches, require
 
 PLAIN = "plain"
 
@@ -18,7 +18,7 @@ PLAIN = "plain"
 class TrainingStep:
     """Seconds for a step on a batch of 100 images at widths 32, 64, 128."""
 
-    params = ([PLAIN, *lrbench.list_compressors()], ["100000", "101010"])
+    params = ([PLAIN, *COMPRESSORS], ["100000", "101010"])
     param_names = ("compressor", "mask")
 
     def setup(self, name: str, mask: str) -> None:
@@ -27,6 +27,7 @@ class TrainingStep:
         torch.manual_seed(0)
         self.model = paper_cnn().train()
         if name != PLAIN:
+            require(name)
             lrbench.wrap(self.model, mask, name, path="both")
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.batches = cycle(batches())
@@ -50,7 +51,7 @@ class Accuracy:
     """Last-epoch test accuracy, as trained, of the runs that the repository holds: read, not trained again."""
 
     folder = Path(__file__).resolve().parent.parent / "results" / "first-look"
-    params = ([PLAIN, *lrbench.list_compressors()], ["000000", "100000", "101010"])
+    params = ([PLAIN, *COMPRESSORS], ["000000", "100000", "101010"])
     param_names = ("compressor", "mask")
 
     def setup(self, name: str, mask: str) -> None:
