@@ -80,7 +80,7 @@ class RandomizedSVD(Compressor):
         index = each_block(blocks)
         columns = self.sketch
         while len(index):
-            part = blocks.select(index)
+            part = blocks if len(index) == N else blocks.select(index)
             if columns >= least:  # the sketch would span everything
                 whole = truncated_svd(part, self.eps)
                 assert isinstance(whole, Basis)
