@@ -5,7 +5,8 @@ growth.png into DIR; with ``--plot-only`` it draws growth.csv again. It wants th
 
 One of the four grows, the others stay; a call has as many images as make all calls of a sweep about equally long, so
 that what a call costs by itself does not look like growth. Every call is timed on images that its compressor has not
-seen before; the order of the compressors turns from round to round, and the process rests before each call.
+seen before; the order of the compressors turns from round to round, and before each turn the process rests, and makes
+a call that is not timed.
 """
 
 import argparse
@@ -65,8 +66,8 @@ class Fit(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each kind (default 7)")
-    parser.add_argument("--out", type=Path, default=Path("results/growth"), help="results folder (results/growth)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each kind (default 5)")
+    parser.add_argument("--out", type=Path, default=Path("results/speed"), help="results folder (results/speed)")
     parser.add_argument("--plot-only", action="store_true", help="draw growth.csv again; measure nothing")
     options = parser.parse_args(arguments)
     if options.plot_only:
@@ -105,7 +106,7 @@ SWEEPS = {
     "images": Sweep(
         f"images of 3x32x32, eps {EPS:g}",
         "images in a call",
-        (50, 100, 200, 400, 800, 1600),
+        (100, 200, 400, 800, 1600, 3200, 6400),
         lambda count, draw: _crops(count, 32, draw),
         unit="a call",
     ),
@@ -138,11 +139,13 @@ def _measure(rounds: int) -> pd.DataFrame:
     for name, sweep in SWEEPS.items():
         for number in range(-1, rounds):  # the first round only tries things out
             for place, value in enumerate(sweep.values):
-                x = sweep.images(value, draw)
+                # What comes first is not timed: after a rest everything takes longer.
+                before, x = (sweep.images(value, draw) for _ in range(2))
                 for offset in range(len(COMPRESSORS)):
                     kind = COMPRESSORS[(number + place + offset) % len(COMPRESSORS)]
                     compressor = lrbench.get_compressor(kind, eps=sweep.eps(value))
                     time.sleep(RESTS)
+                    compressor.compress(lrbench.Im2col(before, 3, padding=1))
                     start = time.perf_counter()
                     compressor.compress(lrbench.Im2col(x, 3, padding=1))
                     seconds = time.perf_counter() - start

@@ -75,10 +75,8 @@ class CompressedConvolution:
                 )
             return self.given
         compressor = self.compressor if self.conv.training else copy.deepcopy(self.compressor)
-        if not compressor.pooled:
-            # What is read line by line is put in order once; a shared basis reads through native convolutions.
-            blocks = blocks.like(blocks.tensor.contiguous())
-        return compressor.compress(blocks)
+        # Kernels read images line by line, and products are wanted row by row: they are put in order once.
+        return compressor.compress(blocks.like(blocks.tensor.contiguous()))
 
 
 @torch.compiler.disable
