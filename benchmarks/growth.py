@@ -106,7 +106,7 @@ SWEEPS = {
     "images": Sweep(
         f"images of 3x32x32, eps {EPS:g}",
         "images in a call",
-        (100, 200, 400, 800, 1600, 3200, 6400),
+        (160, 400, 1000, 2500, 6400),
         lambda count, draw: _crops(count, 32, draw),
         unit="a call",
     ),

@@ -37,7 +37,7 @@ def test_a_sweep_changes_what_it_says_and_no_image_comes_twice() -> None:
         for name, sweep in growth.SWEEPS.items()
         for value in (sweep.values[0], sweep.values[-1])
     }
-    assert shapes["images", 50] == (50, 3, 32, 32)
+    assert shapes["images", 160] == (160, 3, 32, 32)
     assert shapes["side", 256][1:] == (3, 256, 256)
     assert shapes["channels", 96][1:] == (96, 16, 16)
     assert growth.SWEEPS["1/eps"].eps(100) == 0.01
