@@ -83,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds = _time(kinds, parts, options.rounds, threads)
         results[title] = seconds
         lines += [f"## {title}", "", *_table(kinds, seconds, promises), ""]
+        if "svd" in kinds:
+            lines += [*_least(batches[0], float(np.median(seconds["svd"]))), ""]
     print("\n".join(lines))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -251,6 +253,53 @@ def _table(kinds: dict[str, Kind], seconds: dict[str, list[float]], promises: Se
             f"| {promise.sign} {promise.bound:g} | {'kept' if kept else 'missed'} |"
         )
     return lines
+
+
+def _least(batch: Tensor, measured: float) -> list[str]:
+    """The time below which svd cannot come on this machine, beside the measured one, in seconds for each image."""
+    N, C, H, W = batch.shape
+    factors = lrbench.get_compressor("svd", eps=EPS).compress(lrbench.Im2col(batch, 3, padding=1))
+    m, n = factors.shape[1:]
+    moved = (batch.nbytes + factors.nbytes) / N
+    # Of each pair of channels 25 shifts, of one with itself 13, tell the Gram matrix of a 3x3 kernel.
+    gram = 2 * H * W * (25 * C * (C - 1) // 2 + 13 * C)
+    projection = 2 * m * n * float(factors.ranks.double().mean())
+    copied, double, single = _rates()
+    parts = (
+        (f"{moved:,.0f} bytes, read or written once", copied, moved / copied, "GB/s of a copy"),
+        (f"{gram:,.0f} flops in float64: the Gram matrix", double, gram / double, "GFLOP/s of torch.mm"),
+        (f"{projection:,.0f} flops in float32: the projection", single, projection / single, "GFLOP/s of torch.mm"),
+    )
+    least = sum(seconds for _, _, seconds, _ in parts)
+    return [
+        "| least work of svd for an image | rate | µs |",
+        "| --- | ---: | ---: |",
+        *(f"| {what} | {rate / 1e9:.1f} {unit} | {1e6 * seconds:.1f} |" for what, rate, seconds, unit in parts),
+        f"| sum, without the eigenproblem | | {1e6 * least:.1f} |",
+        f"| measured | | {1e6 * measured:.1f} |",
+    ]
+
+
+def _rates() -> tuple[float, float, float]:
+    """Bytes read and written in a second by a copy, and operations by products of float64 and float32 matrices."""
+
+    def fastest(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    source = torch.ones(16 << 20)
+    target = torch.empty_like(source)
+    a = torch.rand(1024, 1024, dtype=torch.float64)
+    b, out, narrow = a.float(), torch.empty_like(a), torch.empty(1024, 1024)
+    return (
+        2 * source.nbytes / fastest(lambda: target.copy_(source)),
+        2 * 1024**3 / fastest(lambda: torch.mm(a, a, out=out)),
+        2 * 1024**3 / fastest(lambda: torch.mm(b, b, out=narrow)),
+    )
 
 
 if __name__ == "__main__":

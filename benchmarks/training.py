@@ -6,6 +6,8 @@ images; every kind of step trains a copy of its own, all with the same optimizer
 model, both in both memory formats, and the fastest of either are compared.
 """
 
+from __future__ import annotations
+
 import argparse
 import copy
 import json
@@ -41,7 +43,7 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         kept = ", input's factors kept" if self.keeps else ""
-        return f"`{self.mask}`, {self.compressor} {self.eps:g}, {self.path}{kept}"
+        return f"{self.mask}, {self.compressor} {self.eps:g}, {self.path}{kept}"
 
 
 CASES = (

@@ -285,7 +285,7 @@ class Factors:
         W = self._grouped(weight)
         added = None if bias is None else bias.view(g, -1)
         left = self.U @ W[0].T if g == 1 else None  # (·, K): one product serves all blocks
-        if left is not None and self._compiled:
+        if left is not None and self._compiled(weight, bias):
             out = product.times(left, self._first_rows, self.V, self.offsets, bias, channels_last)
         else:
             out = torch.zeros(N, W.shape[1], self.V.shape[1], dtype=self.dtype, device=self.device)
@@ -318,7 +318,7 @@ class Factors:
         g, k = self.groups, grad.shape[1]
         out = torch.zeros(g, k, self.U.shape[1], dtype=self.dtype, device=self.device)
         if g == 1:
-            if self._compiled:
+            if self._compiled(grad):
                 starts, shared = self._first_rows, self.starts is not None
                 right = product.against(self.V, self.offsets, starts, len(self.U), grad, shared)
             else:
@@ -361,10 +361,10 @@ class Factors:
         whole = LowRank(self.U, self.V, self.offsets.diff(), self.starts)
         return whole if index is None else whole.select(index)
 
-    @property
-    def _compiled(self) -> bool:
-        """Whether the kernels take the factors."""
-        return self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64)
+    def _compiled(self, *others: Tensor | None) -> bool:
+        """Whether the kernels take the factors, and what they are multiplied by carries no graph."""
+        graph = torch.is_grad_enabled() and any(other is not None and other.requires_grad for other in others)
+        return self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64) and not graph
 
     @property
     def _first_rows(self) -> Tensor:
@@ -373,6 +373,7 @@ class Factors:
 
     def select(self, index: Tensor) -> "Factors":
         """The blocks at ``index``, (K,) int64, in that order; with groups, whole images."""
+        index = index.to(self.device)
         chosen, origin, kept, places = self.low_rank(index), self.origin[index], None, self.kept_index[:0]
         if self.kept is not None:
             place = torch.full_like(self.offsets[1:], -1)

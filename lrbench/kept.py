@@ -1,5 +1,6 @@
 """The factors of a model's fixed inputs, computed once: an epoch compresses what the one before has compressed."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,7 +54,7 @@ class KeptInput:
             raise ValueError(f"layer is {layer!r}: name a wrapped one, of which this model has {shown}")
         self._layer = layers[name]
         geometry = Geometry.of(self._layer.conv)
-        compress = self._layer.compressor.compress
+        compress = copy.deepcopy(self._layer.compressor).compress  # training's own state is left as it is
         self._factors = Factors.concatenate([compress(Im2col.of(x, geometry)) for x in images.split(batch_size)])
         self.nbytes = self._factors.nbytes
 

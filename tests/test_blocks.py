@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lrbench
 import lrbench.blocks
-from lrbench.blocks import as_blocks, block_norms, scale_by_power_of_two
+from lrbench.blocks import ScaledBlocks, as_blocks, block_norms, scale_by_power_of_two
 
 LAYOUTS = {
     "contiguous": lambda D: D,
@@ -162,3 +162,19 @@ def test_nothing_that_is_read_from_blocks_carries_a_graph() -> None:
     ):
         readings = (blocks.dense(), blocks.rows(0), blocks.gram(), blocks.squared_norm(), blocks.abs_max())
         assert not any(reading.requires_grad for reading in readings), type(blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [0, 7, -30, 31, -90, 90])
+def test_products_of_scaled_blocks_are_those_of_their_numbers(dtype: torch.dtype, size: int) -> None:
+    """Whether the product is scaled, or the blocks are, because the product alone would leave the dtype's range."""
+    images = torch.rand(3, 2, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exponent = torch.tensor([size, 0, -size])
+    original = torch.ldexp(images, -exponent[:, None, None, None]).to(dtype)
+    scaled = ScaledBlocks(lrbench.Im2col(original, 3, padding=1), exponent)
+    D = lrbench.Im2col(images.to(dtype), 3, padding=1).dense().double()
+    weight, grad = torch.rand(4, 18, dtype=torch.float64), torch.rand(3, 4, 30, dtype=torch.float64)
+    tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1e-13, "atol": 0.0}
+    torch.testing.assert_close(scaled.matmul(weight.to(dtype)).double(), weight @ D, **tolerance)
+    torch.testing.assert_close(scaled.grad_weight(grad.to(dtype)).double(), (grad @ D.mT).sum(0), **tolerance)
+    torch.testing.assert_close(scaled.squared_norm(), D.square().sum((1, 2)), rtol=1e-13, atol=0.0)

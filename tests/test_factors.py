@@ -273,3 +273,13 @@ def test_concatenated_batches_follow_each_other() -> None:
     assert joined.ranks.tolist() == [1, 0, 3, 0, 0, 2]
     assert joined.offsets.tolist() == [0, 1, 1, 4, 4, 4, 6]
     assert torch.equal(dense_low_rank(joined), torch.cat([dense_low_rank(part) for part in parts]))
+
+
+def test_a_product_with_what_requires_a_gradient_can_be_differentiated() -> None:
+    factors, D = example("nothing", 1)
+    weight, bias = normal(4, M).requires_grad_(), normal(4).requires_grad_()
+    out = factors.matmul(weight, bias)
+    torch.testing.assert_close(out, weight @ D + bias[:, None])
+    out.sum().backward()
+    torch.testing.assert_close(weight.grad, D.sum((0, 2)).expand(4, -1))
+    torch.testing.assert_close(bias.grad, torch.full((4,), float(len(D) * D.shape[2]), dtype=torch.float64))

@@ -20,6 +20,9 @@ _SINGLE_LIMIT = 1e-3
 """From this eps on a residual is formed in float32 first, whose rounding is far below it."""
 
 
+_USUAL_RANK = 8
+
+
 class Checked(NamedTuple):
     """Factors as they are to be stored, and what they lose.
 
@@ -75,13 +78,15 @@ def _decide(blocks: Blocks, factors: LowRank, exponent: Tensor, eps: float, kept
 
 
 def _leaves_room(blocks: Blocks, basis: Basis, eps: float) -> bool:
-    """Whether rounding in float32 leaves few blocks whose verdict it could turn, judged by their mean rank."""
+    """Whether rounding in float32 leaves few blocks whose verdict it could turn, at ranks such as compression is for.
+
+    The answer must be the same for all blocks of a shape, whatever their ranks: it decides the last bits of factors.
+    """
     if blocks.dtype != torch.float32:
         return False
-    rank = float(basis.ranks.double().mean())
-    slack = projection_slack(basis.vectors.shape[2], max(1, round(rank)), torch.float32)
+    slack = projection_slack(basis.vectors.shape[2], _USUAL_RANK, torch.float32)
     # The energy lost is spread over as much as the last vector holds, about the allowance divided by the rank.
-    return slack * rank <= 0.05 * eps**2
+    return slack * _USUAL_RANK <= 0.05 * eps**2
 
 
 def stored(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Tensor) -> LowRank:
@@ -148,6 +153,9 @@ def _shared(blocks: Blocks, shared: SharedBasis, exponent: Tensor) -> tuple[LowR
     Q = shared.vectors.to(torch.float64)
     skew = torch.linalg.matrix_norm(Q @ Q.T - torch.eye(k, dtype=torch.float64, device=Q.device))
     slack = projection_slack(m, k, shared.vectors.dtype) * energy + skew * held
+    # The two sums have their own rounding errors, each at most a unit for each of their terms.
+    terms = m * factors.V.shape[1] + k * factors.V.shape[1] + m * k
+    slack += terms * 1.2e-16 * (energy + held)
     # In its own scale: a coefficient that rounding to a subnormal number changed is found by the residual.
     plain = exponent.abs() < 100
     return factors, torch.where(plain, energy - held + slack, torch.inf), energy
@@ -157,7 +165,13 @@ def _sums_plainly(blocks: Blocks) -> bool:
     """Whether products with blocks are sums of their terms in the blocks' own precision, in whatever order."""
     if blocks.device.type != "cpu" or blocks.dtype not in (torch.float32, torch.float64):
         return False
-    return blocks.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
+    if blocks.dtype == torch.float64:
+        return True
+    mkldnn = torch.backends.mkldnn
+    # Without oneDNN another library may convolve by transforms; with it, a setting may lower the precision.
+    settings = [getattr(part, "fp32_precision", "none") for part in (getattr(mkldnn, "conv", None), mkldnn)]
+    plain = torch.get_float32_matmul_precision() == "highest" and set(settings) <= {"none", "ieee"}
+    return plain and mkldnn.is_available() and bool(mkldnn.enabled)
 
 
 def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor, single: bool = False) -> tuple[Tensor, Tensor]:

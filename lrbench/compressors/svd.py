@@ -19,7 +19,7 @@ class TruncatedSVD(Compressor):
 
     guarantee = "block"
     forms_blocks = False
-    version = 2
+    version = 3
 
     def factorize(self, blocks: Blocks) -> LowRank | Basis:
         """See :func:`lrbench.compressors.spectral.truncated_svd`."""

@@ -47,7 +47,7 @@ class WarmBasis(BatchBasis):
         self._basis = proposal.vectors
         self._calls += 1
         self._used = max(self._used, int(proposal.ranks.max()))
-        if self._calls % self.refresh == 0 and len(self._basis):
+        if self._calls % self.refresh == 0 and self._used:
             better = improved(blocks, self._basis, proposal.coefficients, total)
             self._basis, self._used = better[: self._used], 0
         return self._trimmed(proposal)

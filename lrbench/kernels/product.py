@@ -38,16 +38,19 @@ def times(
     """
     N, K, n = len(starts), left.shape[1], V.shape[1]
     added = left.new_zeros(K) if bias is None else bias.detach()
-    out = left.new_empty((N, n, K) if channels_last else (N, K, n))
+    # No view of another tensor, whatever its strides: what a layer returns may be worked on in place.
+    strides = (n * K, 1, K) if channels_last else (n * K, n, 1)
+    out = torch.empty_strided((N, K, n), strides, dtype=left.dtype)
+    target = (out.mT if channels_last else out).numpy()
     # A copy the other way round: the coefficients of one row of the result lie side by side.
     arrays = [t.contiguous().numpy() for t in (left.T, starts, V, offsets, added)]
     kernel = _times_last if channels_last else _times
 
     def part(start: int, stop: int) -> None:
-        kernel(*arrays, out.numpy(), start, stop)
+        kernel(*arrays, target, start, stop)
 
     for_parts(N, part)
-    return out.mT if channels_last else out
+    return out
 
 
 def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool) -> Tensor:

@@ -1,5 +1,7 @@
 """Compressors with one basis for many blocks: what is shared is kept once, and each block is checked by itself."""
 
+from typing import Any
+
 import pytest
 import torch
 from adversarial import low_rank_plus_noise, photo_crops
@@ -9,6 +11,7 @@ from torch import Tensor
 
 import lrbench
 from lrbench import Origin
+from lrbench.compressors import certificate
 from lrbench.compressors.certificate import check, projection_slack
 from lrbench.factors import SharedBasis
 
@@ -135,3 +138,32 @@ def test_rounding_in_a_projection_stays_within_its_bound(dtype: torch.dtype, m: 
     bound = (projection_slack(m, r, dtype) + float(skew)) * D.double().square().sum()
     assert abs(exact - told) <= bound
     assert bound < 0.01 * D.double().square().sum()
+
+
+@pytest.mark.parametrize("setting", ["mkldnn", "precision"])
+def test_a_projection_that_may_be_computed_otherwise_is_not_trusted(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a convolution may take transforms or a lower precision, the residual is formed."""
+    formed = []
+    original = certificate._residuals
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        formed.append(True)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(certificate, "_residuals", watched)
+    compressor = lrbench.get_compressor("shared", eps=0.3)
+    blocks = crops(30)
+    compressor.compress(blocks)
+    assert not formed
+    if setting == "mkldnn":
+        with torch.backends.mkldnn.flags(enabled=False):
+            compressor.compress(blocks)
+    else:
+        torch.set_float32_matmul_precision("medium")
+        try:
+            compressor.compress(blocks)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert formed

@@ -124,3 +124,14 @@ def test_eigenvalues_do_not_depend_on_the_number_of_threads(count: int) -> None:
             torch.testing.assert_close(vectors * values[:, None] @ vectors.mT, G)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_block_does_not_depend_on_the_ranks_of_its_neighbours() -> None:
+    """Not in its last bit, though float32 or float64 may be the cheaper for the ranks of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(1, 60, 2, generator=generator) @ torch.randn(1, 2, 70, generator=generator)
+    high = torch.randn(6, 60, 70, generator=generator)
+    compress = lrbench.get_compressor("svd", eps=0.2).compress
+    alone, among = compress(low), compress(torch.cat([low, high]))
+    assert torch.equal(alone.V, among.V[: len(alone.V)])
+    assert torch.equal(alone.U, among.U[: len(alone.U)])

@@ -116,9 +116,13 @@ def test_outputs_and_gradients_have_the_layers_dtype(dtype: torch.dtype, path: P
 
 
 @every_path
-def test_an_output_may_be_overwritten_by_the_next_layer(path: Path) -> None:
+@pytest.mark.parametrize("name", ["none", "svd"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_an_output_may_be_overwritten_by_the_next_layer(layout: torch.memory_format, name: str, path: Path) -> None:
     plain = nn.Sequential(nn.Conv2d(4, 6, 3, dtype=torch.float64), nn.ReLU(inplace=True))
-    wrapped = lrbench.wrap(copy.deepcopy(plain), "1", "none", path=path)
+    plain = plain.to(memory_format=layout)  # type: ignore[call-overload]
+    options = {} if name == "none" else {"eps": 1e-13}
+    wrapped = lrbench.wrap(copy.deepcopy(plain), "1", name, path=path, **options)
     for x in (smooth_images(2, 4, 6, 6), smooth_images(1, 4, 6, 6)[0]):
         gradients = []
         for model in (plain, wrapped):
