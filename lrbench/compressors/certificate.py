@@ -86,7 +86,7 @@ def _leaves_room(blocks: Blocks, basis: Basis, eps: float) -> bool:
         return False
     slack = projection_slack(basis.vectors.shape[2], _USUAL_RANK, torch.float32)
     # The energy lost is spread over as much as the last vector holds, about the allowance divided by the rank.
-    return slack * _USUAL_RANK <= 0.05 * eps**2
+    return slack * _USUAL_RANK <= 0.015 * eps**2
 
 
 def stored(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Tensor) -> LowRank:
