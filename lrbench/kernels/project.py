@@ -152,7 +152,7 @@ def residuals(
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
     length = (layout.lines - 1) * pitch + columns
-    B, c, sizes = np.zeros((most, length), work.dtype), np.empty((2, most), work.dtype), np.empty(most)
+    B, c = np.zeros((most, length), work.dtype), np.empty((2, most), work.dtype)
     rows, narrow = np.empty((2, length), work.dtype), np.empty(n, work.dtype)
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
@@ -160,14 +160,12 @@ def residuals(
         for k in range(rank):
             _widen(V[first + k], power[b, 5], narrow)
             _widened(narrow, pitch, columns, B[k])
-            sizes[k] = 0.0
         total = 0.0
         for i in range(0, m, 2):
             j = min(i + 1, m - 1)
             for k in range(rank):
                 c[0, k] = -np.float64(U[first + k, i]) * power[b, 3]
                 c[1, k] = -np.float64(U[first + k, j]) * power[b, 3]
-                sizes[k] += np.float64(c[0, k]) ** 2 + (np.float64(c[1, k]) ** 2 if j > i else 0.0)
             rows[0] = P[at[i] : at[i] + length]
             rows[1] = P[at[j] : at[j] + length]
             combine(B, rank, c[0], c[1], rows[0], rows[1])
@@ -182,7 +180,8 @@ def residuals(
             # a sum of squares.
             size = np.sqrt(norm)
             for k in range(rank):
-                size += np.sqrt(sizes[k] * _energy(B[k]))
+                u = U[first + k]
+                size += np.sqrt(_wide_product(u, u) * _energy(B[k])) * power[b, 3]
             unit = 2.0**-24
             hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
             total = (np.sqrt(total * (1 + 2 * n * unit)) + hidden) ** 2
