@@ -43,7 +43,7 @@ class KeptInput:
     Raises
     ------
     ValueError
-        If the layer is not wrapped, or does not use factors.
+        If the layer is not wrapped, or none is.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, layer: str | None = None, batch_size: int = 500) -> None:
