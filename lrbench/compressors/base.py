@@ -16,6 +16,7 @@ from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
 from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import truncated_svd
 from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
+from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
 __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError"]
@@ -65,7 +66,15 @@ class Compressor(ABC):
     forms_blocks : bool
         Whether ``factorize`` may form all blocks that it is given, even on a CPU: they come in smaller slices then.
     pooled : bool
-        Whether a block's factors depend on the other blocks of the batch, and on earlier calls.
+        Whether a block's factors depend on the other blocks of the batch.
+    stateful : bool
+        Whether they depend on earlier calls: see :meth:`state_dict`.
+    randomized : bool
+        Whether they depend on random numbers, which a parameter ``seed`` fixes.
+    low_rank : bool
+        Whether what is returned are factors, with a rank for each block.
+    on_input : bool
+        Whether it is the layer's input x that is replaced, by an x̂ of which D̂ is the lowering.
     version : int
         Of the algorithm: raised whenever its results change, so that stored results are not taken for new ones.
     name : str
@@ -76,6 +85,10 @@ class Compressor(ABC):
     uses_eps: ClassVar[bool] = True
     forms_blocks: bool = True
     pooled: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
+    randomized: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = True
+    on_input: ClassVar[bool] = False
     version: ClassVar[int] = 1
     name: ClassVar[str] = ""
 
@@ -140,6 +153,26 @@ class Compressor(ABC):
             raise NonFiniteBlockError(bad.nonzero()[:, 0].tolist())
         with torch.autocast(blocks.device.type, enabled=False):
             return self._represent(blocks, magnitude, bad if any_bad else None)
+
+    def skip(self, geometry: Geometry, size: tuple[int, int], path: str) -> str | None:
+        """Say why the method makes no sense in a layer, or nothing.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            Of the layer's convolution.
+        size : tuple of int
+            Height and width of its input.
+        path : {"forward", "backward", "both"}
+            Where the approximation would act.
+
+        Returns
+        -------
+        str or None
+            A clause such as "its estimate is unbiased in the backward pass only", for tables and errors; None where
+            nothing speaks against it.
+        """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What the compressor carries from one call to the next: tensors, numbers, strings; nothing by default."""

@@ -42,6 +42,7 @@ class RandomizedSVD(Compressor):
     """
 
     guarantee = "block"
+    randomized = True
     version = 2
 
     def __init__(self, eps: float = 0.1, sketch: int = 16, oversampling: int = 5, seed: int = 0) -> None:

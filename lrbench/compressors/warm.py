@@ -26,6 +26,8 @@ class WarmBasis(BatchBasis):
         Calls from one refresh to the next, at least 1.
     """
 
+    stateful = True
+
     def __init__(self, eps: float = 0.1, refresh: int = 8) -> None:
         super().__init__(eps)
         if not isinstance(refresh, int) or refresh < 1:
