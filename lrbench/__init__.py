@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lrbench.bit_modules import lean, lean_modules, unlean
     from lrbench.blocks import DenseBlocks
     from lrbench.compressors import (
         Compressor,
@@ -41,15 +42,18 @@ __all__ = [
     "UnknownCompressorError",
     "compressed_layers",
     "get_compressor",
+    "lean",
+    "lean_modules",
     "list_compressors",
     "register",
     "relative_error",
+    "unlean",
     "unwrap",
     "wrap",
 ]
 __version__ = "0.1.0"
 
-_HOMES = ("blocks", "compressors", "conv", "factors", "im2col", "kept", "measure.error")
+_HOMES = ("bit_modules", "blocks", "compressors", "conv", "factors", "im2col", "kept", "measure.error")
 
 if not TYPE_CHECKING:  # a checker that saw it would believe in every name
 
