@@ -1,0 +1,189 @@
+"""What compression really frees, layer by layer: the difference of two measured ledgers, beside a formula's claim."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrbench.bit_modules import lean_modules, unlean
+from lrbench.conv import CompressedConvolution, compressed_layers, unwrap
+from lrbench.im2col import Geometry, Im2col
+from lrbench.measure.formula import Code, UnknownModuleError, factor_bytes, held_by_formula
+from lrbench.measure.ledger import Entry, Ledger, take_ledger
+
+__all__ = ["measure_savings", "saved_inputs"]
+
+
+def measure_savings(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, Any]:
+    """Take the ledgers of a training step of a model as it is, of the same without compression, and of the plain one.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Wrapped, lean, both or neither. It is left as it was.
+    x, y : Tensor
+        A batch: inputs and class labels, on the model's device.
+    seed : int
+        Of dropout.
+
+    Returns
+    -------
+    dict
+        plain_bytes, uncompressed_bytes, held_bytes: what the graph and this step leave alive of the plain model, of the
+        model without compression, and of the model as it is; lean_freed_bytes and freed_bytes, their differences;
+        formula_bytes of the model as it is and plain_formula_bytes, each None where no formula is known, with
+        formula_reason; hidden_bytes (alive, though autograd saved them not); layers, a dictionary for each wrapped
+        layer: layer, formula_bytes (of what it keeps), held_bytes, input_bytes, saved_bytes (what the layer without
+        compression keeps and nobody else does), freed_bytes, claimed_bytes (input minus formula), and reason, where
+        less is freed than claimed.
+    """
+    ours, codes = _measured(model, x, y, seed)
+    bare = _measured(unwrap(copy.deepcopy(model)), x, y, seed)[0] if compressed_layers(model) else ours
+    plain = _measured(unlean(unwrap(copy.deepcopy(model))), x, y, seed)[0] if lean_modules(model) else bare
+    layers = compressed_layers(model)
+    return {
+        "plain_bytes": plain.held,
+        "uncompressed_bytes": bare.held,
+        "held_bytes": ours.held,
+        "lean_freed_bytes": plain.held - bare.held,
+        "freed_bytes": bare.held - ours.held,
+        **_formulas(model, x, codes),
+        "hidden_bytes": sum(entry.nbytes for entry in ours.entries if not entry.saved and entry.kind != "state"),
+        "layers": [_compare(name, layers, ours, bare, codes[name]) for name in layers],
+    }
+
+
+def saved_inputs(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, tuple[int, str | None]]:
+    """What each convolution of a model keeps of its input that nobody else keeps, were nothing compressed.
+
+    Parameters
+    ----------
+    model, x, y, seed
+        As for :func:`measure_savings`.
+
+    Returns
+    -------
+    dict
+        By layer: bytes, and who else keeps the input; the former is 0 where somebody does.
+    """
+    ledger, _ = _measured(unwrap(copy.deepcopy(model)), x, y, seed)
+    return {name: _alone(name, ledger) for name in ledger.inputs}
+
+
+def _measured(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Ledger, dict[str, Code]]:
+    """The ledger of a step that is not the first, and what the compressors say in it."""
+    model = copy.deepcopy(model).train()  # running statistics and a compressor's state are the copy's
+    with _seeded(x.device, seed):
+        model(x)  # kernels are built, and what is allocated once is allocated
+    codes: dict[str, Code] = {}
+    observed = copy.deepcopy(model)
+    for name, layer in compressed_layers(observed).items():
+        layer.conv.register_forward_pre_hook(_observer(name, layer, codes))
+    with torch.no_grad(), _seeded(x.device, seed):
+        observed(x)
+    with _seeded(x.device, seed):
+        return take_ledger(model, lambda: F.cross_entropy(model(x), y)), codes
+
+
+def _observer(name: str, layer: CompressedConvolution, codes: dict[str, Code]) -> Any:
+    compressor = copy.deepcopy(layer.compressor)  # the layer's own compresses the same block once more
+
+    def observe(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        blocks = Im2col.of(inputs[0], Geometry.of(layer.conv))
+        factors = compressor.compress(blocks)
+        N, m, n = blocks.shape
+        kept = factors.kept_index
+        own = torch.ones(N, dtype=torch.bool, device=kept.device)
+        own[kept] = False
+        numbers = m * n if compressor.name == "none" else blocks.tensor[0].numel()
+        codes[name] = Code(
+            shape=(N, m, n),
+            ranks=factors.ranks[own].tolist(),
+            stored=len(kept),
+            numbers=numbers,
+            itemsize=blocks.dtype.itemsize,
+            shared=factors.starts is not None,
+        )
+
+    return observe
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """The same dropout in every pass, and no trace of it afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _formulas(model: nn.Module, x: Tensor, codes: dict[str, Code]) -> dict[str, Any]:
+    try:
+        ours = sum(held_by_formula(model, x, codes).values())
+        plain = sum(held_by_formula(unlean(unwrap(copy.deepcopy(model))), x, {}).values())
+    except UnknownModuleError as error:
+        return {"formula_bytes": None, "plain_formula_bytes": None, "formula_reason": str(error)}
+    return {"formula_bytes": ours, "plain_formula_bytes": plain, "formula_reason": None}
+
+
+def _alone(name: str, ledger: Ledger) -> tuple[int, str | None]:
+    """The bytes of a layer's input that nobody else keeps, and who does."""
+    size, entry = ledger.inputs[name]
+    if entry is None:
+        return 0, "nobody"
+    others = _others(name, entry)
+    return (0, others) if others else (size, None)
+
+
+def _others(name: str, entry: Entry) -> str | None:
+    """Who keeps a layer's input beside the layer."""
+    if entry.kind != "graph":
+        return "the caller" if entry.kind == "caller" else f"the model's {entry.kind}"
+    others = [holder or "the model" for holder in entry.holders if holder != name]
+    if not entry.saved:
+        others = [f"something hidden in {entry.maker or 'the model'}"]
+    return ", ".join(others) or None
+
+
+def _compare(
+    name: str, layers: dict[str, CompressedConvolution], ours: Ledger, bare: Ledger, code: Code
+) -> dict[str, Any]:
+    """One layer's row."""
+    size, entry = ours.inputs[name]
+    _, before = bare.inputs[name]
+    # An input that several layers read is freed once: by the first of them.
+    first = before is not None and next((h for h in before.holders if h in layers), name) == name
+    was = size if before is not None and before.kind == "graph" and first else 0
+    still = size if entry is not None and entry.kind == "graph" and first else 0
+    rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and e is not entry]
+    held = sum(e.nbytes for e in rows)
+    formula = factor_bytes(code) if layers[name].path != "forward" else size
+    saved, _ = _alone(name, bare)
+    row = {
+        "layer": name,
+        "formula_bytes": formula,
+        "held_bytes": held + (still if entry is not None and name in entry.holders else 0),
+        "input_bytes": size,
+        "saved_bytes": saved,
+        "freed_bytes": was - still - held,
+        "claimed_bytes": size - formula,
+    }
+    return {**row, "reason": _reason(name, row, entry or before, rows)}
+
+
+def _reason(name: str, row: dict[str, Any], entry: Entry | None, rows: list[Entry]) -> str | None:
+    """Why less is freed than the formula claims; None where it is."""
+    if row["freed_bytes"] >= row["claimed_bytes"] - 0.01 * row["input_bytes"]:
+        return None
+    hidden = sum(e.nbytes for e in rows if not e.saved and e.kind != "state")
+    if hidden:
+        return f"{hidden} bytes are alive that {name} made and autograd did not save"
+    others = None if entry is None else _others(name, entry)
+    if others is not None:
+        return f"its input is kept by {others}, too"
+    if row["held_bytes"] > 1.01 * row["formula_bytes"]:
+        return f"{name} holds {row['held_bytes']} bytes where its factors need {row['formula_bytes']}"
+    return "another layer counts its input as freed"

@@ -1,0 +1,166 @@
+"""What is freed is the difference of two ledgers; a formula that shares no code with them agrees with it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lrbench
+from lrbench.measure.formula import Code, UnknownModuleError, factor_bytes, held_by_formula
+from lrbench.measure.savings import measure_savings, saved_inputs
+from lrbench.models import paper_cnn
+
+N = 8
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(N, 3, 16, 16, generator=generator), torch.randint(0, 10, (N,), generator=generator)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return paper_cnn((8, 8, 16), image_size=16)
+
+
+def savings(mask: str, name: str = "svd", path: Any = "backward", lean: bool = False) -> dict[str, Any]:
+    model = lrbench.wrap(network(), mask, name, 0.3, path)
+    return measure_savings(lrbench.lean(model) if lean else model, *batch())
+
+
+def by_layer(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["layer"]: row for row in measured["layers"]}
+
+
+@pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
+@pytest.mark.parametrize(
+    ("mask", "name", "path"),
+    [
+        ("000000", "svd", "both"),
+        ("111111", "svd", "both"),
+        ("111111", "aca", "backward"),
+        ("101010", "none", "both"),
+        ("011010", "warm", "backward"),
+        ("110011", "svd", "forward"),
+    ],
+)
+def test_formula_and_ledger_agree_within_one_percent(mask: str, name: str, path: str, lean: bool) -> None:
+    measured = savings(mask, name, path, lean)
+    assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"], rel=0.01)
+    assert measured["plain_formula_bytes"] == pytest.approx(measured["plain_bytes"], rel=0.01)
+    for row in measured["layers"]:
+        if path != "forward":
+            assert row["formula_bytes"] == pytest.approx(row["held_bytes"], rel=0.01)
+    freed = sum(row["freed_bytes"] for row in measured["layers"])
+    assert freed == measured["freed_bytes"] == measured["uncompressed_bytes"] - measured["held_bytes"]
+
+
+def test_a_saving_that_is_not_realised_is_reported_with_the_reason() -> None:
+    rows = by_layer(savings("111111"))
+    assert rows["conv1"]["reason"] == "its input is kept by the caller, too"
+    for k in (2, 4, 6):
+        row = rows[f"conv{k}"]
+        assert row["saved_bytes"] == 0
+        assert row["freed_bytes"] == -row["held_bytes"]
+        assert row["reason"] == f"its input is kept by relu{k - 1}, too"
+    for k in (3, 5):
+        row = rows[f"conv{k}"]
+        assert row["saved_bytes"] == row["input_bytes"]
+        assert row["freed_bytes"] == row["claimed_bytes"]
+        assert row["reason"] is None
+
+
+def test_lean_modules_savings_are_told_apart_from_the_compressors() -> None:
+    plain, lean = savings("010101"), savings("010101", lean=True)
+    assert plain["lean_freed_bytes"] == 0
+    assert lean["plain_bytes"] == plain["plain_bytes"]
+    assert lean["lean_freed_bytes"] == lean["plain_bytes"] - lean["uncompressed_bytes"] > 0
+    assert all(row["reason"] is None for row in lean["layers"])
+    assert all(row["saved_bytes"] == row["input_bytes"] for row in lean["layers"])
+
+
+def test_what_a_compressor_hides_is_in_its_layers_row() -> None:
+    class Hoarder(lrbench.Compressor):
+        guarantee = "block"
+
+        def factorize(self, blocks: Any) -> lrbench.LowRank:
+            self.last = blocks.dense()
+            U, S, Vh = torch.linalg.svd(self.last, full_matrices=False)
+            return lrbench.LowRank.from_padded(U, S[:, :, None] * Vh, torch.full((len(U),), 2))
+
+    measured = measure_savings(lrbench.wrap(network(), "001000", Hoarder(0.9), path="backward"), *batch())
+    (row,) = measured["layers"]
+    dense = N * 72 * 64 * 4
+    assert measured["hidden_bytes"] == dense
+    assert row["reason"] == f"{dense} bytes are alive that conv3 made and autograd did not save"
+
+
+def test_an_input_that_two_layers_read_is_freed_once() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2)
+            self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.last = nn.Linear(4, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pool(self.first(x))
+            return self.last((self.left(x) + self.right(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    measured = measure_savings(lrbench.wrap(Fork(), "011", "svd", 0.5, "backward"), *batch())
+    rows = by_layer(measured)
+    assert sum(row["freed_bytes"] for row in rows.values()) == measured["freed_bytes"]
+    assert rows["right"]["freed_bytes"] == -rows["right"]["held_bytes"]
+    assert measured["formula_bytes"] is None
+    assert "AvgPool2d" in measured["formula_reason"]
+
+
+def test_what_is_saved_of_an_input_is_named_by_layer() -> None:
+    saved = saved_inputs(network(), *batch())
+    assert saved["conv1"] == (0, "the caller")
+    assert saved["conv2"] == (0, "relu1")
+    assert saved["conv3"] == (N * 8 * 8 * 8 * 4, None)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = lrbench.lean(lrbench.wrap(network(), "111111", "warm", 0.3, "backward"))
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    measure_savings(model, *batch())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(not layer.compressor.state_dict() for layer in lrbench.compressed_layers(model).values())
+
+
+def test_factor_bytes_are_counted_by_hand() -> None:
+    code = Code(shape=(3, 10, 20), ranks=[2, 5], stored=1, numbers=50, itemsize=4)
+    assert factor_bytes(code) == 4 * (7 * 30 + 50) + (4 * 8 + 3 + 8)
+    shared = Code(shape=(2, 10, 20), ranks=[2, 5], stored=0, numbers=50, itemsize=4, shared=True)
+    assert factor_bytes(shared) == 4 * (5 * 10 + 7 * 20) + (3 * 8 + 2 + 2 * 8)
+
+
+def test_a_module_that_the_formula_does_not_know_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus())
+    with pytest.raises(UnknownModuleError, match=r"Softplus \(1\)"):
+        held_by_formula(model, batch()[0], {})
+
+
+def test_modules_of_common_networks_keep_what_the_formula_says() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    for each in (model, lrbench.lean(copy.deepcopy(model))):
+        measured = measure_savings(each, *batch())
+        assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"], rel=0.01)
