@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from lrbench.im2col import Geometry, Im2col
     from lrbench.kept import KeptInput
     from lrbench.measure.error import relative_error
+    from lrbench.measure.ledger import Ledger, take_ledger
+    from lrbench.measure.savings import measure_savings
+    from lrbench.policy import LayerPolicy, Policy
 
 __all__ = [
     "Basis",
@@ -35,9 +38,12 @@ __all__ = [
     "Geometry",
     "Im2col",
     "KeptInput",
+    "LayerPolicy",
+    "Ledger",
     "LowRank",
     "NonFiniteBlockError",
     "Origin",
+    "Policy",
     "SharedBasis",
     "UnknownCompressorError",
     "compressed_layers",
@@ -45,15 +51,29 @@ __all__ = [
     "lean",
     "lean_modules",
     "list_compressors",
+    "measure_savings",
     "register",
     "relative_error",
+    "take_ledger",
     "unlean",
     "unwrap",
     "wrap",
 ]
 __version__ = "0.1.0"
 
-_HOMES = ("bit_modules", "blocks", "compressors", "conv", "factors", "im2col", "kept", "measure.error")
+_HOMES = (
+    "bit_modules",
+    "blocks",
+    "compressors",
+    "conv",
+    "factors",
+    "im2col",
+    "kept",
+    "policy",
+    "measure.error",
+    "measure.ledger",
+    "measure.savings",
+)
 
 if not TYPE_CHECKING:  # a checker that saw it would believe in every name
 

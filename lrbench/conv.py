@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lrbench.bit_modules import lean
 from lrbench.compressors import Compressor, get_compressor
 from lrbench.factors import Factors
 from lrbench.im2col import Geometry, Im2col
+from lrbench.policy import Policy
 
 __all__ = ["PATHS", "CompressedConvolution", "compressed_layers", "convolutions", "masked_layers", "unwrap", "wrap"]
 
@@ -220,7 +222,7 @@ def masked_layers(model: nn.Module, mask: str | Sequence[str]) -> list[str]:
 
 def wrap(
     model: _Model,
-    mask: str | Sequence[str],
+    mask: str | Sequence[str] | Policy,
     compressor: str | Compressor = "svd",
     eps: float | None = None,
     path: Path = "both",
@@ -235,7 +237,9 @@ def wrap(
     model
         Any module; a ``Conv2d`` itself may be one.
     mask
-        Which convolutions: bits in the order of ``named_modules``, or names or glob patterns.
+        Which convolutions: bits in the order of ``named_modules``, or names or glob patterns. Or a
+        :class:`lrbench.Policy`, which says for each layer what follows here for all of them; if it is lean, so becomes
+        the model, and :func:`lrbench.unlean` undoes that.
     compressor
         A registered name, or an instance, of which each layer gets a copy.
     eps
@@ -257,27 +261,38 @@ def wrap(
         If the mask does not fit, the path is unknown, a layer is wrapped already, or a layer computes its
         convolution in a way of its own. The model is then as it was.
     """
-    if path not in PATHS:
-        raise ValueError(f"path is {path!r}: use {', '.join(PATHS)}")
-    if isinstance(compressor, Compressor):
-        if eps is not None:
-            raise ValueError(f"eps is {eps} beside an instance, {compressor!r}, that has its own: give one of them")
+    if isinstance(mask, Policy):
+        if (compressor, eps, path) != ("svd", None, "both"):
+            raise ValueError("compressor, eps or path are given beside a policy, which names them: leave them out")
+        plan = {name: (layer.make(), cast(Path, layer.path)) for name, layer in mask.layers.items()}
+        unknown = [name for name in plan if name not in convolutions(model)]
+        if unknown:
+            shown = ", ".join(convolutions(model)) or "none"
+            raise ValueError(f"the policy names {', '.join(unknown)}: the model's convolutions are {shown}")
     else:
-        compressor = get_compressor(compressor, **({} if eps is None else {"eps": eps}))
-    chosen = masked_layers(model, mask)
+        if isinstance(compressor, Compressor):
+            if eps is not None:
+                raise ValueError(f"eps is {eps} beside an instance, {compressor!r}, that has its own: give one of them")
+        else:
+            compressor = get_compressor(compressor, **({} if eps is None else {"eps": eps}))
+        plan = dict.fromkeys(masked_layers(model, mask), (compressor, path))
+    for way in {path, *(way for _, way in plan.values())}:
+        if way not in PATHS:
+            raise ValueError(f"path is {way!r}: use {', '.join(PATHS)}")
     wrapped = compressed_layers(model)
     if wrapped:
         raise ValueError(f"the model is wrapped already ({', '.join(wrapped)}): call lrbench.unwrap(model) first")
     layers = convolutions(model)
-    for name in chosen:
+    for name in plan:
         cls = type(layers[name])
         if cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward:
             raise ValueError(f"layer {name!r} is a {cls.__name__} with a forward of its own: leave it out of the mask")
-    for name in chosen:
+    if isinstance(mask, Policy) and mask.lean:
+        lean(model)
+    for name, (made, way) in plan.items():
         conv = layers[name]
-        layer = CompressedConvolution(conv, copy.deepcopy(compressor), path, exact_eval)
         # In the instance's dictionary it comes before the class's method, whatever becomes of the class.
-        vars(conv)["_conv_forward"] = layer
+        vars(conv)["_conv_forward"] = CompressedConvolution(conv, copy.deepcopy(made), way, exact_eval)
     return model
 
 
