@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_size": 700,
         "test_size": 200,
         "timed_steps": 6,
-        "peak_processes": 1,
+        "peak_processes": 5,
     },
     "paper": {
         "dataset": "cifar10",
@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_size": None,
         "test_size": None,
         "timed_steps": 20,
-        "peak_processes": 3,
+        "peak_processes": 5,
     },
 }
 
@@ -267,7 +267,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--device", default="cpu")
     add("--threads", type=int, help="of the CPU; part of a run's identity")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
-    add("--peak-processes", type=int, metavar="N", help="processes to measure peak memory in; 0 for none")
+    add("--peak-processes", type=int, metavar="N", help="processes to measure peak memory in; 0 for no memory at all")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")
     add("--force", action="store_true", help="do runs that are done again")
     add("--dry-run", action="store_true", help="list the runs, and which are done")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -16,11 +17,13 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from lrbench.bit_modules import lean_modules, unlean
 from lrbench.conv import compressed_layers, unwrap
 from lrbench.datasets import Dataset, to_float
 from lrbench.environment import device_name, environment
 from lrbench.measure.layers import measure_layers
-from lrbench.measure.memory import measure_peak
+from lrbench.measure.memory import Peak, measure_peak
+from lrbench.measure.savings import measure_savings
 from lrbench.measure.time import quartiles, split_steps, time_steps
 from lrbench.store import SCHEMA, Record, run_id
 from lrbench.training import (
@@ -56,17 +59,18 @@ class Experiment:
     rounds : int
         Training steps that are timed, of each of the wrapped and the plain model; 0 for none.
     processes : int
-        Processes in which the peak memory of a step is measured, of each of the two; 0 for none.
+        Processes in which the peak memory of a step is measured, of each of the two; 0 for none, and then no savings
+        are measured either.
     command : str
         As it was given.
     """
 
     def __init__(
-        self, data: Dataset, checkpoints: Path, rounds: int = 10, processes: int = 3, command: str = ""
+        self, data: Dataset, checkpoints: Path, rounds: int = 10, processes: int = 5, command: str = ""
     ) -> None:
         self.data, self.checkpoints, self.rounds, self.processes = data, checkpoints, rounds, processes
         self.command = command
-        self._plain_peaks: dict[tuple[Any, ...], list[int]] = {}
+        self._plain_peaks: dict[tuple[Any, ...], list[Peak]] = {}
 
     def run(self, config: Config, on_epoch: Callable[[int], None] = lambda epoch: None) -> Record:
         """Run a configuration to its end and give its record; an error is recorded, not raised."""
@@ -129,7 +133,12 @@ class Experiment:
         chance = _chance_level(as_trained, labels)
         if chance is not None:
             record |= {"outcome": "chance", "outcome_detail": chance}
-        for key, measure in (("layers", self._layers), ("step", self._step_times), ("peak", self._peaks)):
+        for key, measure in (
+            ("layers", self._layers),
+            ("step", self._step_times),
+            ("peak", self._peaks),
+            ("savings", self._savings),
+        ):
             # What is trained is not lost because something cannot be measured on it.
             try:
                 record |= {key: measure(model, config), f"{key}_reason": None}
@@ -145,10 +154,10 @@ class Experiment:
         """Time steps of copies of the model, side by side with the plain one."""
         if not self.rounds:
             raise NotMeasured("the command asked for no timing")
-        plain, wrapped = unwrap(copy.deepcopy(model)), copy.deepcopy(model)
+        plain, wrapped = _plain_copy(model), copy.deepcopy(model)
         with torch.random.fork_rng(devices=[config.device] if config.device.startswith("cuda") else []):
             torch.manual_seed(config.seed)  # of dropout: the ranks of a step depend on it
-            if not compressed_layers(model):
+            if not _changed(model):
                 (seconds,) = time_steps([self._step(plain, config)], self.rounds, device=config.device)
                 absent = dict.fromkeys(("wrapped_ms", "ratio", "lowering_ms", "compressing_ms", "rest_ms"))
                 return {**absent, "plain_ms": quartiles(seconds, 1e3), "layers": [], "rounds": self.rounds}
@@ -168,21 +177,34 @@ class Experiment:
             raise NotMeasured("the command asked for no peak memory")
         key = (config.dataset, config.model, config.widths, config.batch_size, config.device, config.threads)
         if key not in self._plain_peaks:
-            self._plain_peaks[key] = self._peak(unwrap(copy.deepcopy(model)), _plain(config))
-        plain = _spread(self._plain_peaks[key])
-        wrapped = _spread(self._peak(model, config)) if compressed_layers(model) else None
-        if min(plain["median"], plain["median"] if wrapped is None else wrapped["median"]) <= 0:
+            self._plain_peaks[key] = self._peak(_plain_copy(model), _plain(config))
+        plain = self._plain_peaks[key]
+        wrapped = self._peak(model, config) if _changed(model) else None
+        if min(_median(plain), _median(wrapped or plain)) <= 0:
             raise NotMeasured("the step is too small to add a page of memory")
-        return {"wrapped_bytes": wrapped, "plain_bytes": plain, "processes": self.processes}
+        return {
+            "wrapped_bytes": None if wrapped is None else _spread([peak.added for peak in wrapped]),
+            "plain_bytes": _spread([peak.added for peak in plain]),
+            "wrapped_total_bytes": None if wrapped is None else _spread([peak.total for peak in wrapped]),
+            "plain_total_bytes": _spread([peak.total for peak in plain]),
+            "processes": self.processes,
+        }
 
-    def _peak(self, model: nn.Module, config: Config) -> list[int]:
+    def _savings(self, model: nn.Module, config: Config) -> dict[str, Any]:
+        if not self.processes:
+            raise NotMeasured("the command asked for no memory measurement")
+        return measure_savings(model, *self._batch(0, config), config.seed)
+
+    def _peak(self, model: nn.Module, config: Config) -> list[Peak]:
         x, y = self._batch(0, config)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "step.pt"
             torch.save({"model": model.state_dict(), "x": x, "y": y}, file)
             argument = {"config": config.to_json(), "file": str(file), "device": config.device,
                         "classes": len(self.data.classes)}  # fmt: skip
-            return measure_peak(f"{__name__}:step_for_peak", argument, self.processes)
+            # Their memory is their own: as many run side by side as there are cores.
+            at_once = os.cpu_count() or 1
+            return measure_peak(f"{__name__}:step_for_peak", argument, self.processes, at_once=at_once)
 
     def _step(self, model: nn.Module, config: Config) -> Callable[[int], object]:
         optimizer = make_optimizer(model, config)
@@ -221,13 +243,26 @@ def _plain(config: Config) -> Config:
     return replace(config, mask="0" * len(config.mask), compressor=None, compressor_version=None, eps=None, path=None)
 
 
+def _plain_copy(model: nn.Module) -> nn.Module:
+    return unlean(unwrap(copy.deepcopy(model)))
+
+
+def _changed(model: nn.Module) -> bool:
+    """Whether a model is another one than the plain."""
+    return bool(compressed_layers(model) or lean_modules(model))
+
+
+def _median(peaks: list[Peak]) -> float:
+    return statistics.median(peak.added for peak in peaks)
+
+
 def _spread(values: list[int]) -> dict[str, int]:
     return {"median": int(statistics.median(values)), "min": min(values), "max": max(values)}
 
 
 def _missing(reason: str) -> dict[str, Any]:
     """Everything that is measured on a trained model, as not measured."""
-    keys = ("final", "layers", "step", "peak")
+    keys = ("final", "layers", "step", "peak", "savings")
     return {**dict.fromkeys(keys), **{f"{key}_reason": reason for key in keys}}
 
 

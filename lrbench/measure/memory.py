@@ -1,7 +1,8 @@
-"""How much memory a step takes at its peak, beyond what was there before it: measured in a process of its own.
+"""How much memory a step takes at its peak, beyond what was there before it: measured in processes of their own.
 
-``python -m lrbench.measure.memory MODULE:FUNCTION ARGUMENT`` prints that number of bytes. The function, given the JSON
-argument, makes everything that is there before a step (model, optimizer, batch) and returns the step.
+``python -m lrbench.measure.memory MODULE:FUNCTION ARGUMENT`` prints that as JSON. The function, given the JSON
+argument, makes everything that is there before a step (model, optimizer, batch) and returns the step; or the step and
+the model, to have each convolution's transient workspace as well.
 
 On Linux the peak is VmHWM, reset through ``/proc/self/clear_refs`` just before the step; ``ru_maxrss`` cannot be
 reset, and a child inherits it. The allocator is told to give freed memory back at once, or the warm-up's memory would
@@ -14,13 +15,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-__all__ = ["PeakUnavailableError", "measure_peak", "peak_of"]
+__all__ = ["Peak", "PeakUnavailableError", "measure_peak", "peak_of", "workspaces_of"]
 
 Step = Callable[[], object]
 
@@ -29,7 +34,29 @@ class PeakUnavailableError(RuntimeError):
     """The peak cannot be measured here."""
 
 
-def measure_peak(target: str, argument: dict[str, Any], processes: int = 1, timeout: float = 600) -> list[int]:
+@dataclass(frozen=True)
+class Peak:
+    """What one process found.
+
+    Attributes
+    ----------
+    added : int
+        Bytes at the peak of the step beyond what was there just before it.
+    total : int
+        Bytes of the whole process at that peak; on CUDA, of the device's allocations.
+    workspaces : dict
+        For each convolution, by name: bytes at the peak of its forward pass, and of its backward pass, beyond what was
+        there before or after that pass, whichever is more. Empty where they were not asked for.
+    """
+
+    added: int
+    total: int
+    workspaces: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def measure_peak(
+    target: str, argument: dict[str, Any], processes: int = 5, timeout: float = 600, at_once: int = 1
+) -> list[Peak]:
     """Measure the peak memory of a step in fresh processes.
 
     Parameters
@@ -39,14 +66,16 @@ def measure_peak(target: str, argument: dict[str, Any], processes: int = 1, time
     argument : dict
         Anything that JSON holds; its ``device``, if there is one, says where the step computes.
     processes : int
-        How many times, each in a process of its own, one after the other.
+        How many times, each in a process of its own.
     timeout : float
         Seconds that one process may take.
+    at_once : int
+        Processes that run side by side: their memory is their own, only their time is not.
 
     Returns
     -------
-    list of int
-        Bytes beyond what was resident before the step, a value for each process.
+    list of Peak
+        A value for each process.
 
     Raises
     ------
@@ -59,8 +88,8 @@ def measure_peak(target: str, argument: dict[str, Any], processes: int = 1, time
     small = str(64 << 10)
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
     command = [sys.executable, "-m", "lrbench.measure.memory", target, json.dumps(argument)]
-    peaks = []
-    for _ in range(processes):
+
+    def once(_: int) -> Peak:
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -70,24 +99,88 @@ def measure_peak(target: str, argument: dict[str, Any], processes: int = 1, time
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise PeakUnavailableError(f"the measuring process failed: {lines[-1]}")
-        peaks.append(int(done.stdout.split()[-1]))  # whatever else was printed came before
-    return peaks
+        found = json.loads(done.stdout.splitlines()[-1])  # whatever else was printed came before
+        return Peak(found["added"], found["total"], {k: (a, b) for k, (a, b) in found["workspaces"].items()})
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(once, range(processes)))
 
 
-def peak_of(step: Step, device: str = "cpu") -> int:
-    """Bytes at the peak of one step of this process, beyond what was there just before it."""
+def peak_of(step: Step, device: str = "cpu") -> Peak:
+    """Measure the peak of one step of this process."""
     gc.collect()
+    with _high_water(device) as water:
+        step()
+    return Peak(water["peak"] - water["before"], water["peak"])
+
+
+def workspaces_of(step: Step, model: nn.Module, device: str = "cpu") -> dict[str, tuple[int, int]]:
+    """What each convolution of a model takes in a step, and gives back before it ends: forward and backward, in bytes.
+
+    Parameters
+    ----------
+    step
+        Runs the model forward and backward once.
+    model : torch.nn.Module
+        Wrapped or plain.
+    device : str
+        Where it computes.
+    """
+    found: dict[str, list[int]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            found[name] = [0, 0]
+            handles += _watch_layer(module, found[name], device)
+    try:
+        step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (forward, backward) for name, (forward, backward) in found.items()}
+
+
+def _watch_layer(module: nn.Conv2d, found: list[int], device: str) -> list[Any]:
+    """Measure a layer's passes one by one."""
+    waters: list[Any] = []
+
+    def begin(*_: Any) -> None:
+        waters.append(_high_water(device))
+        waters.append(waters[-1].__enter__())
+
+    def end(which: int) -> None:
+        water, manager = waters.pop(), waters.pop()
+        manager.__exit__(None, None, None)
+        found[which] = max(found[which], water["peak"] - max(water["before"], water["after"]))
+
+    def leave(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        end(0)
+        node = output.grad_fn
+        while node is not None and "View" in type(node).__name__:
+            node = node.next_functions[0][0]
+        if node is not None:
+            node.register_prehook(begin)
+            node.register_hook(lambda inputs, outputs: end(1))
+
+    return [module.register_forward_pre_hook(begin), module.register_forward_hook(leave)]
+
+
+@contextmanager
+def _high_water(device: str) -> Iterator[dict[str, int]]:
+    """Bytes in use before and after what is done within, and at its peak."""
+    water: dict[str, int] = {}
     if device != "cpu":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        allocated = torch.cuda.memory_allocated(device)
-        step()
+        water["before"] = torch.cuda.memory_allocated(device)
+        yield water
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - allocated
+        water["peak"], water["after"] = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+        return
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
+    water["before"] = _status("VmRSS")
+    yield water
+    water["peak"], water["after"] = _status("VmHWM"), _status("VmRSS")
 
 
 def _status(key: str) -> int:
@@ -101,9 +194,14 @@ def _status(key: str) -> int:
 def _main(target: str, argument: str) -> None:
     module, _, function = target.partition(":")
     given = json.loads(argument)
-    step: Step = getattr(importlib.import_module(module), function)(given)
+    device = given.get("device", "cpu")
+    made = getattr(importlib.import_module(module), function)(given)
+    step, model = made if isinstance(made, tuple) else (made, None)
     step()  # kernels are built, and what is allocated once is allocated
-    print(peak_of(step, given.get("device", "cpu")))
+    peak = asdict(peak_of(step, device))
+    if model is not None:
+        peak["workspaces"] = workspaces_of(step, model, device)
+    print(json.dumps(peak))
 
 
 if __name__ == "__main__":
