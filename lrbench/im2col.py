@@ -5,6 +5,7 @@ appears up to R·S times. Rows, columns, norms and products are read from that v
 :meth:`Im2col.dense` alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -134,11 +135,19 @@ class Geometry:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The native convolution, as ``torch.nn.Conv2d`` computes it."""
-        x, padding = self._natively_padded(x)
-        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+        def part(x: Tensor) -> Tensor:
+            x, padding = self._natively_padded(x)
+            return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+        graph = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        return part(x) if graph else _in_slices(part, x, weight.shape[0])
 
     def grad_input(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         """The input's gradient Wᵀ G, lifted back to images of ``shape`` (N, C, H, W)."""
+        return _in_slices(lambda part: self._lift(part, weight, (len(part), *shape[1:])), grad, shape[1])
+
+    def _lift(self, grad: Tensor, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
         left, right, top, bottom = self.padding
         if self._native_padding is not None:
             return conv2d_input(shape, weight, grad, self.stride, self._native_padding, self.dilation, self.groups)
@@ -350,6 +359,26 @@ class Im2col(Blocks):
         """The one place where pixels are copied out R·S times: (N, C, R, S, H', W') into (N, m, n)."""
         out.view(windows.shape).copy_(windows)
         return out
+
+
+SLICE_BYTES = 8 << 20
+"""What slices of a large batch take in and give out: their workspaces stay small, and in a CPU's cache."""
+
+
+def _in_slices(convolve: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
+    """Convolve a large batch on a CPU a slice of images at a time: its workspaces would be as large as the batch."""
+    size = x.nbytes * (x.shape[1] + channels) // max(1, x.shape[1])
+    if x.device.type != "cpu" or size < 2 * SLICE_BYTES:
+        return convolve(x)
+    step = max(1, len(x) * SLICE_BYTES // size)
+    first = convolve(x[:step])
+    last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    order = torch.channels_last if last else torch.contiguous_format
+    out = torch.empty((len(x), *first.shape[1:]), dtype=x.dtype, device=x.device, memory_format=order)
+    out[:step] = first
+    for start in range(step, len(x), step):
+        out[start : start + step] = convolve(x[start : start + step])
+    return out
 
 
 def break_even_rank(m: int, n: int, numbers: int) -> float:

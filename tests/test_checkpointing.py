@@ -28,7 +28,7 @@ def test_gradients_are_the_plain_models_and_less_is_kept(segments: int) -> None:
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
-    with pytest.raises(ValueError, match="only nn.Sequential"):
+    with pytest.raises(ValueError, match=r"only nn\.Sequential"):
         Checkpointed(nn.Conv2d(3, 4, 3), 1)
     with pytest.raises(ValueError, match="1 to 2"):
         Checkpointed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 3)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lrbench
 import lrbench.blocks
-from lrbench.im2col import break_even_rank
+from lrbench.im2col import SLICE_BYTES, Geometry, break_even_rank
 
 N, C, H, W = 2, 4, 9, 11
 KERNELS = ((1, 1), (3, 3), (3, 5), (2, 2))
@@ -418,3 +418,20 @@ def test_a_bad_index_is_refused(read: str, index: int) -> None:
 
 def test_break_even_rank_is_where_factors_are_as_large_as_the_input() -> None:
     assert break_even_rank(27, 1024, 3 * 32 * 32) == pytest.approx(3072 / 1051)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_a_large_batch_convolved_in_slices_gives_the_same(order: torch.memory_format, mode: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    geometry = Geometry.parse(3, stride=(2, 1), padding=1, groups=2, padding_mode=mode)
+    x = torch.randn(70, 32, 40, 40, generator=generator).contiguous(memory_format=order)
+    weight = torch.randn(24, 16, 3, 3, generator=generator)
+    out = geometry.convolve(x, weight)
+    assert x.nbytes + out.nbytes > 2 * SLICE_BYTES
+    assert out.is_contiguous(memory_format=order)
+    grad = torch.randn(out.shape, generator=generator).contiguous(memory_format=order)
+    lifted = geometry.grad_input(grad, weight, x.shape)
+    for i in (0, 33, 69):
+        torch.testing.assert_close(out[i : i + 1], geometry.convolve(x[i : i + 1], weight))
+        torch.testing.assert_close(lifted[i : i + 1], geometry.grad_input(grad[i : i + 1], weight, x[i : i + 1].shape))
