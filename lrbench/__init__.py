@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lrbench.im2col import Geometry, Im2col
     from lrbench.kept import KeptInput
     from lrbench.measure.error import relative_error
+    from lrbench.planning import plan_model
 
 __all__ = [
     "Basis",
@@ -42,6 +43,7 @@ __all__ = [
     "compressed_layers",
     "get_compressor",
     "list_compressors",
+    "plan_model",
     "register",
     "relative_error",
     "unwrap",
@@ -49,7 +51,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_HOMES = ("blocks", "compressors", "conv", "factors", "im2col", "kept", "measure.error")
+_HOMES = ("blocks", "compressors", "conv", "factors", "im2col", "kept", "measure.error", "planning")
 
 if not TYPE_CHECKING:  # a checker that saw it would believe in every name
 
