@@ -160,6 +160,8 @@ def _verdict(row: dict[str, Any], call: Call, conv: nn.Conv2d, batch: Storage) -
     pays, rank = "never", 0
     if _own_forward(conv):
         verdict = f"never: a {type(conv).__name__} with a forward of its own"
+    elif call.frozen:
+        verdict = "never: its weight is frozen"
     elif not call.kept:
         verdict = "never: nothing is kept for it"
     elif as_it_is:

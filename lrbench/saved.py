@@ -88,8 +88,8 @@ class Call:
         Of the input itself.
     kept : list of Storage
         What the convolution keeps besides its weight: its input or the padded copy of it.
-    given : bool
-        Whether the input lies in the batch that the caller holds.
+    frozen : bool
+        Whether the weight takes no gradient, so that nothing needs the input.
     """
 
     layer: str
@@ -99,8 +99,8 @@ class Call:
     itemsize: int
     input: Storage
     input_bytes: int
+    frozen: bool
     kept: list[Storage] = field(default_factory=list)
-    given: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,21 +152,20 @@ def trace_saved(model: nn.Module, shape: tuple[int, ...]) -> Trace:
                 f"({_first_line(error)}): give a shape that the model takes, and a model that reads no values"
             ) from error
     owned = {id(recorder.known[tensor.untyped_storage()._cdata]) for tensor in recorder.owned()}
-    for call in recorder.calls:
-        call.given = call.input is batch or batch in call.kept
     return Trace(recorder.calls, [s for s in recorder.known.values() if id(s) not in owned], batch)
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
     """Copy a model without its numbers."""
     memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        if not nn.parameter.is_lazy(parameter):
-            empty = torch.empty_like(parameter, device="meta")
-            memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        if not nn.parameter.is_lazy(buffer):
-            memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    for tensor in (*model.parameters(), *model.buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            lazy: Any = type(tensor)
+            memo[id(tensor)] = lazy(device="meta", dtype=tensor.dtype)
+            continue
+        empty = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
     try:
         return unwrap(copy.deepcopy(model, memo)).to("meta").train()
     except Exception as error:
@@ -244,6 +243,7 @@ class _Recorder(TorchFunctionMode):
                 itemsize=x.itemsize,
                 input=self.storage(x),
                 input_bytes=x.numel() * x.itemsize,
+                frozen=not weight.requires_grad,
             )
             self._call, self._weights = call, {id(self.storage(t)) for t in (weight, bias) if t is not None}
             try:
