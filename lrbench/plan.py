@@ -120,6 +120,8 @@ def _builder(options: argparse.Namespace) -> Callable[[], Any]:
 def _built(build: Callable[[], Any], name: str) -> nn.Module:
     from torch import nn
 
+    if ":" not in name:  # our own say themselves what they do not take
+        return build()
     try:
         model = build()
     except (Exception, SystemExit) as error:
@@ -183,7 +185,8 @@ def _measured(
     tolerances = list(dict.fromkeys(options.eps))
     weights = "weights as drawn" if options.weights is None else f"weights {options.weights.name}"
     said = (
-        f"Mean ranks of the truncated SVD, and the bytes of its factors over those of the input, in training mode, "
+        f"Mean ranks of the truncated SVD, and the bytes of its factors over those of the input (a block that is "
+        f"stored counts as of full rank, and with the bytes of its image), in training mode, "
         f"{table.attrs['measured']} images of {options.measure.name}, {weights}, seed {options.seed}; where a layer's "
         "blocks are many or large, of some of the images:"
     )

@@ -86,19 +86,21 @@ def plan_model(model: nn.Module | str, input_shape: Sequence[int]) -> pd.DataFra
 
 
 _COLUMNS = {
-    **dict.fromkeys(("bit", "call"), "int64"),
-    **dict.fromkeys(("layer", "geometry", "holders", "pays", "verdict"), "object"),
-    "aliased": "bool",
+    "bit": "int64",
+    "layer": "object",
+    "call": "int64",
+    "geometry": "object",
     **dict.fromkeys(("m", "n", "blocks", "out_channels"), "Int64"),
     **dict.fromkeys(("im2col_bytes", "input_bytes", "kept_bytes", "freed_bytes"), "Int64"),
-    **dict.fromkeys(("rank_im2col", "rank_input", "rank_saved", "rank_unaliased", "rank_flops"), "float64"),
-    **dict.fromkeys(("dense_flops", "flops_per_rank", "max_rank"), "Int64"),
+    "aliased": "bool",
+    "holders": "object",
+    **dict.fromkeys(("rank_im2col", "rank_input", "rank_saved", "rank_unaliased"), "float64"),
+    **dict.fromkeys(("dense_flops", "flops_per_rank"), "Int64"),
+    "rank_flops": "float64",
+    "pays": "object",
+    "max_rank": "int64",
+    "verdict": "object",
 }
-_ORDER = (
-    "bit layer call geometry m n blocks out_channels im2col_bytes input_bytes kept_bytes freed_bytes aliased holders "
-    "rank_im2col rank_input rank_saved rank_unaliased dense_flops flops_per_rank rank_flops pays max_rank verdict"
-)
-_COLUMNS = {name: _COLUMNS[name] for name in _ORDER.split()}
 
 
 def _row(bit: int, number: int, call: Call, conv: nn.Conv2d, batch: Storage) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _row(bit: int, number: int, call: Call, conv: nn.Conv2d, batch: Storage) -> 
     high, wide = g.output_size((H, W))
     m, n, blocks = C // g.groups * g.kernel_size[0] * g.kernel_size[1], high * wide, N * g.groups
     freed = sum(s.nbytes for s in call.kept if _free(s, call, batch))
-    unaliased = sum(_share(s, call, batch, call.itemsize) for s in call.kept)
+    unaliased = sum(_share(s, batch, call.itemsize) for s in call.kept)
     holders = list(dict.fromkeys(name for s in call.kept for name in _holders(s, call, batch)))
 
     def even(nbytes: float) -> float:
@@ -193,8 +195,8 @@ def _free(storage: Storage, call: Call, batch: Storage) -> bool:
     return storage is not batch and all(keeper.call is call for keeper in storage.keepers)
 
 
-def _share(storage: Storage, call: Call, batch: Storage, itemsize: int) -> float:
-    """Bytes that would be freed for a call if ReLUs kept bits and convolutions were compressed."""
+def _share(storage: Storage, batch: Storage, itemsize: int) -> float:
+    """Bytes that would be freed for each call that keeps it if ReLUs kept bits and convolutions were compressed."""
     if storage is batch or not all(keeper.call is not None or keeper.relu for keeper in storage.keepers):
         return 0
     bits = sum(keeper.relu and keeper.call is None for keeper in storage.keepers) * storage.nbytes / (8 * itemsize)
@@ -240,8 +242,7 @@ def _totals(table: pd.DataFrame, trace: Trace) -> dict[str, int]:
     inputs = {id(call.input): call.input.nbytes for call in calls}
     kept = {id(s): s for call in calls for s in call.kept}
     together = [s for s in kept.values() if s is not trace.batch and all(k.call is not None for k in s.keepers)]
-    sizes = {id(s): call.itemsize for call in calls for s in call.kept}
-    shares = [_share(s, call, trace.batch, sizes[id(s)]) for call in calls for s in call.kept]
+    shares = [_share(s, trace.batch, call.itemsize) for call in calls for s in call.kept]
     return {
         "im2col": int(table["im2col_bytes"].sum()),
         "input": sum(inputs.values()),
