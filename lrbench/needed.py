@@ -39,7 +39,7 @@ def needed_ranks(model: nn.Module, images: Tensor, tolerances: Sequence[float], 
     model : torch.nn.Module
         On the CPU. It is left as it is, and so is torch's generator.
     images : Tensor
-        (N, C, H, W), floating.
+        (N, C, H, W), floating; cast to the dtype of the model's parameters.
     tolerances : sequence of float
         Requested relative errors, in (0, 1].
     seed : int
@@ -59,6 +59,7 @@ def needed_ranks(model: nn.Module, images: Tensor, tolerances: Sequence[float], 
     """
     compressors = {eps: get_compressor("svd", eps=eps) for eps in tolerances}
     model = unwrap(copy.deepcopy(model)).train()
+    images = images.to(next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), images.dtype))
     generator = torch.Generator().manual_seed(seed)
     rows: list[dict[str, Any]] = []
     calls: Counter[str] = Counter()

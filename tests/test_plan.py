@@ -40,7 +40,7 @@ def test_ranks_are_measured_on_images_of_any_of_three_kinds(tmp_path, capsys, su
     if suffix == "pt":
         torch.save(to_float(pixels), path)
     elif suffix == "npy":
-        np.save(path, to_float(pixels).numpy())
+        np.save(path, to_float(pixels).double().numpy())
     else:
         path.write_bytes(torch.cat([pixels.new_zeros(20, 1), pixels.flatten(1)], 1).numpy().tobytes())
     torch.manual_seed(3)
@@ -109,6 +109,13 @@ def test_a_function_of_ones_own_gives_the_model(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     assert plan.main(["mine:make", "--input", "1,3,8,8"]) == 0
     assert "3→5 3x3" in capsys.readouterr().out
+
+
+def test_a_convolution_that_is_called_twice_is_counted_once(capsys):
+    assert plan.main(["test_planning:Twice", "--input", "2,3,16,16"]) == 0
+    assert "as it is in 1 of 2 convolutions, with aliases removed in 0 more, and never in 1" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize(
