@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from lrbench.measure.error import relative_error
     from lrbench.measure.ledger import Ledger, take_ledger
     from lrbench.measure.savings import measure_savings
+    from lrbench.planning import plan_model
     from lrbench.policy import LayerPolicy, Policy
+    from lrbench.tuning import Tuned, gradient_errors, tune
 
 __all__ = [
     "Basis",
@@ -45,16 +47,20 @@ __all__ = [
     "Origin",
     "Policy",
     "SharedBasis",
+    "Tuned",
     "UnknownCompressorError",
     "compressed_layers",
     "get_compressor",
+    "gradient_errors",
     "lean",
     "lean_modules",
     "list_compressors",
     "measure_savings",
+    "plan_model",
     "register",
     "relative_error",
     "take_ledger",
+    "tune",
     "unlean",
     "unwrap",
     "wrap",
@@ -73,6 +79,8 @@ _HOMES = (
     "measure.error",
     "measure.ledger",
     "measure.savings",
+    "planning",
+    "tuning",
 )
 
 if not TYPE_CHECKING:  # a checker that saw it would believe in every name

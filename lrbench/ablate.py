@@ -66,6 +66,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "peak_processes": 5,
     },
 }
+OF_THE_PAPER = ("widths", "masks")
+"""What a preset says of the paper's network alone; others have widths of their own, and another number of bits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,6 +204,7 @@ def _list_runs(configs: list[Config], reasons: list[str], folder: Path) -> None:
 def _base(options: argparse.Namespace, data: Dataset) -> Config:
     import torch
 
+    from lrbench.models import own_widths
     from lrbench.training import Config
 
     if options.threads is None:
@@ -228,7 +231,7 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
         train_size=sizes["train"],
         test_size=sizes["test"],
         model=options.model,
-        widths=tuple(options.widths),
+        widths=tuple(options.widths or own_widths(options.model)),
         epochs=options.epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -275,7 +278,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     if options.preset is None:
         options.preset = "paper" if options.dataset == "cifar10" else "demo"
     for name, value in PRESETS[options.preset].items():
-        if getattr(options, name) is None:
+        if getattr(options, name) is None and (name not in OF_THE_PAPER or options.model == "paper"):
             setattr(options, name, value)
     if options.out is None:
         options.out = Path("results") / options.preset

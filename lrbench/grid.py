@@ -23,8 +23,9 @@ class Grid:
     ----------
     compressors : sequence of str
         Registered names.
-    masks : sequence of str
-        Bits, or layer names and glob patterns joined by commas.
+    masks : sequence of str or None
+        Bits, or layer names and glob patterns joined by commas; None for the paper's three, of as many bits as the
+        model has: no layer, the first one, every other one.
     eps : sequence of float
         Requested relative errors, in (0, 1].
     paths : sequence of str
@@ -34,7 +35,7 @@ class Grid:
     """
 
     compressors: Sequence[str]
-    masks: Sequence[str]
+    masks: Sequence[str] | None
     eps: Sequence[float]
     paths: Sequence[CompressionPath]
     seeds: Sequence[int]
@@ -77,7 +78,9 @@ def expand(grid: Grid, base: Config, classes: int) -> tuple[list[Config], list[s
         chosen = masked_layers(model, mask if mask.isdigit() else mask.split(","))
         return "".join("1" if name in chosen else "0" for name in layers)
 
-    masks = list(dict.fromkeys(map(bits, grid.masks)))
+    count = len(layers)
+    asked_masks = grid.masks or ["0" * count, "1".ljust(count, "0"), ("10" * count)[:count]]
+    masks = list(dict.fromkeys(map(bits, asked_masks)))
     runs: dict[Config, None] = {}
     reasons: dict[str, None] = {}
     for mask in sorted(masks, key=lambda mask: "1" in mask):

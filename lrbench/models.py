@@ -1,13 +1,15 @@
 """The models that runs are made of."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from lrbench.names import MODELS
+from lrbench.resnet import resnet18, resnet20, resnet50
 
-__all__ = ["build_model", "list_models", "paper_cnn"]
+__all__ = ["build_model", "list_models", "own_widths", "paper_cnn"]
 
 
 def paper_cnn(widths: Sequence[int] = (32, 64, 128), classes: int = 10, image_size: int = 32) -> nn.Sequential:
@@ -52,7 +54,7 @@ def paper_cnn(widths: Sequence[int] = (32, 64, 128), classes: int = 10, image_si
     return nn.Sequential(layers)
 
 
-_MODELS: dict[str, Callable[..., nn.Module]] = dict(zip(MODELS, (paper_cnn,), strict=True))
+_MODELS: dict[str, Callable[..., nn.Module]] = dict(zip(MODELS, (paper_cnn, resnet18, resnet20, resnet50), strict=True))
 
 
 def list_models() -> list[str]:
@@ -60,14 +62,38 @@ def list_models() -> list[str]:
     return sorted(_MODELS)
 
 
-def build_model(name: str, widths: Sequence[int], classes: int) -> nn.Module:
+def own_widths(name: str) -> tuple[int, ...]:
+    """The widths that a model has where none are given.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model.
+    """
+    return tuple(inspect.signature(_builder(name)).parameters["widths"].default)
+
+
+def build_model(name: str, widths: Sequence[int] | None, classes: int) -> nn.Module:
     """Make a model with freshly drawn weights.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`list_models`.
+    widths : sequence of int or None
+        As the model takes them; none, or an empty sequence, for its own.
+    classes : int
+        Number of classes.
 
     Raises
     ------
     ValueError
         If there is no such model, or it does not take these widths.
     """
+    return _builder(name)(widths=widths or own_widths(name), classes=classes)
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
     if name not in _MODELS:
         raise ValueError(f"there is no model {name!r}: use {', '.join(list_models())}")
-    return _MODELS[name](widths=widths, classes=classes)
+    return _MODELS[name]

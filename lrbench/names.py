@@ -3,4 +3,4 @@
 __all__ = ["DATASETS", "MODELS"]
 
 DATASETS = ("photos", "cifar10")
-MODELS = ("paper",)
+MODELS = ("paper", "resnet18", "resnet20", "resnet50")

@@ -218,6 +218,16 @@ def test_presets_are_defaults_that_options_override():
     assert ablate._options(["--preset", "paper"]).epochs == 20
 
 
+def test_a_preset_gives_its_widths_and_masks_to_the_papers_network_alone(tmp_path, capsys):
+    arguments = ["--model", "resnet20", *SMALL[:6], *QUIET, "--compressors", "svd", "--out", str(tmp_path)]
+    assert ablate.main([*arguments, "--dry-run"]) == 0
+    implied = capsys.readouterr().out
+    assert f"{'0' * 19} plain" in implied
+    masks = ["0" * 19, "1" + "0" * 18, "10" * 9 + "1"]
+    assert ablate.main([*arguments, "--widths", "16", "32", "64", "--masks", *masks, "--dry-run"]) == 0
+    assert capsys.readouterr().out == implied
+
+
 def test_every_run_of_a_folder_is_json_with_the_command_that_gave_it(finished):
     for path in (finished / "runs").iterdir():
         record = json.loads(path.read_text())

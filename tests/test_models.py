@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import lrbench
 from lrbench.conv import convolutions
-from lrbench.models import build_model, list_models, paper_cnn
+from lrbench.models import build_model, list_models, own_widths, paper_cnn
 
 
 def traced(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -118,13 +118,22 @@ def test_the_paper_is_among_the_models_and_built_by_name() -> None:
     assert model.fc2.out_features == 3
 
 
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("widths", [None, ()])
+def test_a_model_that_is_given_no_widths_has_its_own(name: str, widths: tuple[int, ...] | None) -> None:
+    with torch.device("meta"):
+        shapes = [[p.shape for p in build_model(name, w, 10).parameters()] for w in (widths, own_widths(name))]
+    assert shapes[0] == shapes[1]
+
+
 @pytest.mark.parametrize("widths", [(), (8,), (8, 8), (8, 8, 8, 8), (8, 0, 8), (8, 8, -1)], ids=str)
 def test_other_widths_are_refused(widths: tuple[int, ...]) -> None:
     message = re.escape(f"widths are {widths}: the paper's network takes three positive numbers")
     with pytest.raises(ValueError, match=message):
         paper_cnn(widths)
-    with pytest.raises(ValueError, match=message):
-        build_model("paper", widths, 10)
+    if widths:
+        with pytest.raises(ValueError, match=message):
+            build_model("paper", widths, 10)
 
 
 @pytest.mark.parametrize("size", [0, 4, 28, 33, -8])

@@ -1,0 +1,322 @@
+"""A policy found, not guessed: per layer the smallest form of its input that keeps the weight's gradient good enough.
+
+On path ``backward`` the forward pass is exact, and a layer's gradient depends on nobody's compression but its own: what
+each compressor would do to each layer follows from one exact step. What is chosen is then measured as a whole, the
+gradients by a real backward pass and the peaks in fresh processes; layers that do not lower the peak are left plain.
+"""
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrbench.bit_modules import lean as make_lean
+from lrbench.conv import convolutions, wrap
+from lrbench.im2col import Geometry, Im2col
+from lrbench.measure.memory import Peak
+from lrbench.measure.savings import measure_savings, saved_inputs
+from lrbench.measure.steps import measure_step_peaks
+from lrbench.policy import LayerPolicy, Policy
+
+__all__ = ["CANDIDATES", "Tuned", "gradient_errors", "tune"]
+
+Batch = tuple[Tensor, Tensor]
+
+CANDIDATES: tuple[LayerPolicy, ...] = tuple(
+    LayerPolicy(name, eps)
+    for name, tolerances in (
+        ("svd", (0.5, 0.4, 0.3, 0.2, 0.15, 0.1)),
+        ("hosvd", (0.5, 0.3, 0.2, 0.1)),
+        ("topk", (0.5, 0.3, 0.2, 0.1)),
+        ("quant2", (None,)),
+        ("quant4", (None,)),
+        ("quant8", (None,)),
+        ("bf16", (None,)),
+    )
+    for eps in tolerances
+)
+"""What each layer may have, on path ``backward``, unless the caller names something else."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What :func:`tune` found.
+
+    Attributes
+    ----------
+    policy : Policy
+        For :func:`lrbench.wrap`; ``policy.to_toml()`` for ``ablate --policies``.
+    candidates : pandas.DataFrame
+        A row for each layer and candidate: layer, compressor, eps, nbytes, saved_bytes (what the layer keeps without
+        compression, and nobody else does), cosine and error of its weight's gradient, chosen. Of two batches the worse
+        figures.
+    gradients : pandas.DataFrame
+        A row for each layer with a weight, by a backward pass under the policy: layer, cosine, error.
+    plain_held, lean_held, held : int
+        Bytes that a step holds when its forward pass ends: of the plain model, with bits in place of numbers, and under
+        the policy.
+    plain_peaks, lean_peaks, peaks : list of Peak
+        Of a training step of each of the three; empty where they were not measured.
+    """
+
+    policy: Policy
+    candidates: pd.DataFrame
+    gradients: pd.DataFrame
+    plain_held: int
+    lean_held: int
+    held: int
+    plain_peaks: list[Peak]
+    lean_peaks: list[Peak]
+    peaks: list[Peak]
+
+
+def tune(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    cosine: float = 0.99,
+    error: float = math.inf,
+    budget: int | None = None,
+    check: Batch | None = None,
+    candidates: Sequence[LayerPolicy] = CANDIDATES,
+    lean: bool = True,
+    processes: int = 5,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda text: None,
+) -> Tuned:
+    """Choose for each convolution how its input is kept, so that memory is least and gradients stay good.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Plain; trained a little, or its ranks mean nothing. It is left as it was.
+    batch : tuple of Tensor
+        Inputs and class labels, of training data; of the size that is trained with.
+    cosine : float
+        Least cosine between a layer's weight gradient and the exact one, in [-1, 1].
+    error : float
+        Largest ‖ĝ − g‖ / ‖g‖ of a layer's weight gradient.
+    budget : int, optional
+        Bytes that the step may hold when its forward pass ends, by the ledger. With it, ``cosine`` and ``error`` are no
+        bounds: the largest error of any layer is made as small as the budget allows.
+    check : tuple of Tensor, optional
+        Another batch of training data: the bounds must hold on both, and ``gradients`` are of this one.
+    candidates : sequence of LayerPolicy
+        What each layer may have, on path ``backward``.
+    lean : bool
+        Whether ReLU, dropout and max pooling may keep bits: without that, the inputs of convolutions behind them are
+        kept by others.
+    processes : int
+        Fresh processes that measure each peak; 0 to measure none, and to choose by what the ledger counts.
+    seed : int
+        Of dropout.
+    progress
+        Called with a line of text at each stage.
+
+    Returns
+    -------
+    Tuned
+
+    Raises
+    ------
+    ValueError
+        If a candidate is not on path ``backward``, the model is wrapped, or no choice keeps within the budget.
+    """
+    for candidate in candidates:
+        if candidate.path != "backward":
+            raise ValueError(f"a candidate is on path {candidate.path!r}: tune chooses among those on path 'backward'")
+    x, y = batch
+    base = copy.deepcopy(model).train()
+    if lean:
+        make_lean(base)
+    progress("candidates")
+    table = _candidates(base, [batch, *([] if check is None else [check])], candidates, seed)
+    bounds = _Bounds(cosine, error)
+    if budget is not None:
+        bounds = _within_budget(table, budget - measure_savings(base, x, y, seed)["held_bytes"])
+    policy = Policy({name: candidates[k] for name, k in _choose(table, bounds).items()}, lean)
+    plain_peaks: list[Peak] = []
+    lean_peaks: list[Peak] = []
+    peaks: list[Peak] = []
+    if processes:
+        plain_peaks = measure_step_peaks(model, x, y, processes)
+        lean_peaks = measure_step_peaks(base, x, y, processes)
+        policy, peaks = _pruned(base, policy, batch, processes, progress)
+    progress(f"gradients with {len(policy.layers)} layers")
+    wrapped = wrap(copy.deepcopy(base), replace(policy, lean=False))
+    gradients = gradient_errors(wrapped, base, *(check or batch), seed)
+    table["chosen"] = [
+        policy.layers.get(layer) is candidates[k] for layer, k in zip(table["layer"], table["candidate"], strict=True)
+    ]
+    final = measure_savings(wrapped, x, y, seed)
+    return Tuned(
+        policy=policy,
+        candidates=table.drop(columns="candidate"),
+        gradients=gradients,
+        plain_held=final["plain_bytes"],
+        lean_held=final["uncompressed_bytes"],
+        held=final["held_bytes"],
+        plain_peaks=plain_peaks,
+        lean_peaks=lean_peaks,
+        peaks=peaks,
+    )
+
+
+def gradient_errors(model: nn.Module, exact: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> pd.DataFrame:
+    """Compare the weight gradients of a model with those of another, on one batch and with the same dropout.
+
+    Parameters
+    ----------
+    model, exact : torch.nn.Module
+        Of the same structure; they are left as they were.
+    x, y : Tensor
+        Inputs and class labels.
+    seed : int
+        Of dropout.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each module with a weight of two dimensions or more: layer, cosine, error (relative norm of the
+        difference).
+    """
+    ours, theirs = _gradients(model, x, y, seed), _gradients(exact, x, y, seed)
+    return pd.DataFrame([{"layer": name, **_compare(ours[name], theirs[name])} for name in theirs])
+
+
+def _gradients(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
+    model = copy.deepcopy(model).train()
+    model.zero_grad()
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        F.cross_entropy(model(x), y).backward()
+    return {
+        name.rpartition(".")[0]: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and parameter.grad is not None
+    }
+
+
+def _compare(ours: Tensor, exact: Tensor) -> dict[str, float]:
+    a, b = ours.double().flatten(), exact.double().flatten()
+    size = float(b.norm())
+    if size == 0:
+        same = not bool(a.any())
+        return {"cosine": 1.0 if same else 0.0, "error": 0.0 if same else math.inf}
+    return {"cosine": float(a @ b) / max(float(a.norm()) * size, 1e-300), "error": float((a - b).norm()) / size}
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What a gradient must keep."""
+
+    cosine: float
+    error: float
+
+    def allow(self, row: Any) -> bool:
+        return bool(row["cosine"] >= self.cosine and row["error"] <= self.error)
+
+
+def _candidates(
+    model: nn.Module, batches: Sequence[Batch], candidates: Sequence[LayerPolicy], seed: int
+) -> pd.DataFrame:
+    """What each candidate would hold of each layer's input, and do to its weight's gradient, at the worst."""
+    saved = saved_inputs(model, *batches[0], seed)
+    rows = []
+    for batch in batches:
+        for name, (inputs, grad, conv) in _exact_step(model, *batch, seed).items():
+            exact = Geometry.of(conv).grad_weight(grad, inputs, conv.weight.shape)
+            for k, candidate in enumerate(candidates):
+                rated = _rate(candidate, inputs, grad, conv, exact)
+                if rated is not None:
+                    named = {"compressor": candidate.compressor, "eps": candidate.eps, "saved_bytes": saved[name][0]}
+                    rows.append({"layer": name, "candidate": k, **named, **rated})
+    worst = {"compressor": "first", "eps": "first", "nbytes": "max", "saved_bytes": "first", "cosine": "min"}
+    grouped = pd.DataFrame(rows).groupby(["layer", "candidate"], sort=False)
+    return grouped.agg({**worst, "error": "max"}).reset_index()
+
+
+def _rate(
+    candidate: LayerPolicy, inputs: Tensor, grad: Tensor, conv: nn.Conv2d, exact: Tensor
+) -> dict[str, float] | None:
+    """What a compressor holds of one layer's input, and its weight's gradient; None where it makes no sense."""
+    compressor, geometry = candidate.make(), Geometry.of(conv)
+    if compressor.skip(geometry, (inputs.shape[2], inputs.shape[3]), "backward") is not None:
+        return None
+    compressed = compressor.compress(Im2col.of(inputs, geometry))
+    N, _, n = compressed.shape
+    parts = grad.reshape(N, grad.shape[1] // conv.groups, n).to(compressed.dtype)
+    ours = compressed.grad_weight(parts).view(exact.shape)
+    return {"nbytes": compressed.nbytes, **_compare(ours, exact)}
+
+
+def _exact_step(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, tuple[Tensor, Tensor, nn.Conv2d]]:
+    """Each convolution's input, and the gradient of its output; of one that is called twice the last call's."""
+    model = copy.deepcopy(model).train()
+    met: dict[str, list[Any]] = {}
+    for name, conv in convolutions(model).items():
+
+        def observe(conv: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
+            met[name] = [inputs[0].detach().clone(), None, conv]
+            out.register_hook(lambda grad: met[name].__setitem__(1, grad.detach()))
+
+        conv.register_forward_hook(observe)
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        F.cross_entropy(model(x), y).backward()
+    return {name: (seen[0], seen[1], seen[2]) for name, seen in met.items() if seen[1] is not None}
+
+
+def _choose(table: pd.DataFrame, bounds: _Bounds) -> dict[str, int]:
+    """The smallest candidate of each layer within the bounds, where it is smaller than what the layer saves."""
+    allowed = table[table.apply(bounds.allow, axis=1) & (table["nbytes"] < table["saved_bytes"])]
+    best = allowed.loc[allowed.groupby("layer", sort=False)["nbytes"].idxmin()]
+    return {str(layer): int(k) for layer, k in zip(best["layer"], best["candidate"], strict=True)}
+
+
+def _within_budget(table: pd.DataFrame, room: int) -> _Bounds:
+    """The tightest bound on the error under which the choice holds at most ``room`` bytes more than no compression."""
+    for limit in [0.0, *sorted(table["error"].unique())]:
+        within = _Bounds(-1.0, limit)
+        chosen = _choose(table, within)
+        rows = table[table["candidate"] == table["layer"].map(chosen)]
+        if int((rows["nbytes"] - rows["saved_bytes"]).sum()) <= room:
+            return within
+    least = table.assign(gain=table["saved_bytes"] - table["nbytes"]).groupby("layer")["gain"].max().clip(lower=0).sum()
+    raise ValueError(
+        f"the budget is {-room:,} bytes below what the step holds uncompressed, and the candidates free at most "
+        f"{int(least):,}: raise it, or name smaller candidates"
+    )
+
+
+def _pruned(
+    base: nn.Module, policy: Policy, batch: Batch, processes: int, progress: Callable[[str], object]
+) -> tuple[Policy, list[Peak]]:
+    """Leave out layers, those that free least first, as long as the measured peak does not rise."""
+
+    def peaks_of(layers: Policy) -> list[Peak]:
+        progress(f"peak with {len(layers.layers)} layers")
+        return measure_step_peaks(wrap(copy.deepcopy(base), replace(layers, lean=False)), *batch, processes)
+
+    best = peaks_of(policy)
+    for name in list(policy.layers):
+        fewer = replace(policy, layers={other: entry for other, entry in policy.layers.items() if other != name})
+        peaks = peaks_of(fewer)
+        if _middle(peaks) <= _middle(best) * (1 + SAME):
+            policy, best = fewer, peaks
+    return policy, best
+
+
+def _middle(peaks: list[Peak]) -> float:
+    return statistics.median(peak.added for peak in peaks)
+
+
+SAME = 0.005
+"""By how much of itself a peak may differ and still count as the same."""

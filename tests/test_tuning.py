@@ -1,0 +1,126 @@
+"""A tuned policy keeps its bounds where they are measured, and holds what the ledger counts."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adversarial import photo_crops
+from torch import Tensor, nn
+
+import lrbench
+from lrbench import LayerPolicy, Policy
+from lrbench.measure.savings import measure_savings
+from lrbench.models import paper_cnn
+
+CHOICE = tuple(LayerPolicy("svd", eps) for eps in (0.5, 0.3, 0.1, 0.03))
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = photo_crops(8, 16) if seed == 0 else photo_crops(8, 16).flip(3)
+    return x.float(), torch.randint(0, 10, (len(x),), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return paper_cnn((8, 8, 16), image_size=16)
+
+
+def test_every_layers_gradient_keeps_the_bounds_on_both_batches(network: nn.Sequential) -> None:
+    tuned = lrbench.tune(network, batch(0), check=batch(1), cosine=0.95, candidates=CHOICE, processes=0)
+    assert tuned.policy.layers
+    assert tuned.policy.lean
+    for x, y in (batch(0), batch(1)):
+        wrapped = lrbench.wrap(copy.deepcopy(network), tuned.policy)
+        errors = lrbench.gradient_errors(wrapped, network, x, y)
+        assert len(errors) == 8
+        assert (errors["cosine"] >= 0.95 - 1e-6).all()
+    table = tuned.candidates
+    for layer in tuned.policy.layers:
+        rows = table[table["layer"] == layer]
+        fit = rows[(rows["cosine"] >= 0.95) & (rows["nbytes"] < rows["saved_bytes"])]
+        assert rows[rows["chosen"]]["nbytes"].item() == fit["nbytes"].min()
+
+
+def test_what_is_held_is_what_the_ledger_counts(network: nn.Sequential) -> None:
+    tuned = lrbench.tune(network, batch(0), cosine=0.9, candidates=CHOICE, processes=0)
+    measured = measure_savings(lrbench.wrap(copy.deepcopy(network), tuned.policy), *batch(0))
+    assert (tuned.plain_held, tuned.lean_held, tuned.held) == (
+        measured["plain_bytes"],
+        measured["uncompressed_bytes"],
+        measured["held_bytes"],
+    )
+    assert tuned.held < tuned.lean_held < tuned.plain_held
+
+
+def test_layers_whose_input_others_keep_are_left_plain(network: nn.Sequential) -> None:
+    tuned = lrbench.tune(network, batch(0), cosine=0.5, candidates=CHOICE, lean=False, processes=0)
+    assert tuned.policy.layers
+    assert set(tuned.policy.layers) <= {"conv3", "conv5"}
+    assert not tuned.policy.lean
+    assert tuned.lean_held == tuned.plain_held
+
+
+def test_a_budget_is_kept_with_the_least_error_of_any_layer(network: nn.Sequential) -> None:
+    loose = lrbench.tune(network, batch(0), cosine=-1, candidates=CHOICE, processes=0)
+    budget = (loose.held + loose.lean_held) // 2
+    tuned = lrbench.tune(network, batch(0), budget=budget, candidates=CHOICE, processes=0)
+    assert tuned.held <= budget
+    assert tuned.gradients["error"].max() <= loose.gradients["error"].max() + 1e-6
+    # One step tighter, and the budget would not hold.
+    table = tuned.candidates
+    worst = table[table["chosen"]]["error"].max()
+    tighter = table[(table["error"] < worst) & (table["nbytes"] < table["saved_bytes"])]
+    gain = (tighter["saved_bytes"] - tighter["nbytes"]).groupby(tighter["layer"]).max().sum()
+    assert tuned.lean_held - gain > budget
+    with pytest.raises(ValueError, match="the candidates free at most"):
+        lrbench.tune(network, batch(0), budget=1000, candidates=CHOICE, processes=0)
+
+
+def test_the_policy_survives_its_file_and_the_model_is_left_as_it_was(network: nn.Sequential, tmp_path: Path) -> None:
+    before = copy.deepcopy(network.state_dict())
+    tuned = lrbench.tune(network, batch(0), cosine=0.9, candidates=CHOICE, processes=0)
+    (tmp_path / "tuned.toml").write_text(tuned.policy.to_toml())
+    assert Policy.load(tmp_path / "tuned.toml") == tuned.policy
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert not lrbench.lean_modules(network)
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+def test_layers_that_do_not_lower_the_peak_are_left_out(network: nn.Sequential, monkeypatch) -> None:
+    x, y = batch(0)
+
+    def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[lrbench.measure.memory.Peak]:
+        layers = lrbench.compressed_layers(model)
+        return [lrbench.measure.memory.Peak(1000 - 100 * ("conv2" in layers), 0)] * processes
+
+    monkeypatch.setattr("lrbench.tuning.measure_step_peaks", peaks)
+    tuned = lrbench.tune(network, (x, y), cosine=0.9, candidates=CHOICE, processes=2)
+    assert list(tuned.policy.layers) == ["conv2"]
+    assert [peak.added for peak in tuned.peaks] == [900, 900]
+    assert [peak.added for peak in tuned.plain_peaks] == [1000, 1000]
+    assert set(tuned.candidates[tuned.candidates["chosen"]]["layer"]) == {"conv2"}
+
+
+def test_gradient_errors_are_those_of_the_gradients() -> None:
+    torch.manual_seed(0)
+    exact = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    x, y = torch.randn(4, 3, 2, 2), torch.tensor([1, 2, 3, 4])
+    (row,) = lrbench.gradient_errors(exact, exact, x, y).to_dict("records")
+    assert row == {"layer": "1", "cosine": pytest.approx(1.0), "error": 0.0}
+    turned = copy.deepcopy(exact)
+    with torch.no_grad():
+        turned[1].weight[0] += 0.1
+    (row,) = lrbench.gradient_errors(turned, exact, x, y).to_dict("records")
+    ours, theirs = ((F.softmax(m(x), 1) - F.one_hot(y, 10)).T @ x.flatten(1) / 4 for m in (turned, exact))
+    assert row["error"] == pytest.approx(((ours - theirs).norm() / theirs.norm()).item(), rel=1e-5)
+    assert row["cosine"] == pytest.approx(((ours * theirs).sum() / ours.norm() / theirs.norm()).item(), rel=1e-5)
+
+
+def test_candidates_on_another_path_are_refused(network: nn.Sequential) -> None:
+    with pytest.raises(ValueError, match="path 'backward'"):
+        lrbench.tune(network, batch(0), candidates=[LayerPolicy("svd", 0.1, "both")], processes=0)
