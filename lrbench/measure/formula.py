@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrbench.bit_modules import lean_modules, unlean
+from lrbench.checkpointing import Checkpointed
 from lrbench.conv import compressed_layers, unwrap
 
 __all__ = ["Code", "UnknownModuleError", "factor_bytes", "held_by_formula"]
@@ -83,6 +84,8 @@ def held_by_formula(model: nn.Module, batch: Tensor, codes: dict[str, Code]) -> 
     UnknownModuleError
         If a module takes part in the graph of which the formula knows nothing.
     """
+    if any(isinstance(module, Checkpointed) for module in model.modules()):
+        raise UnknownModuleError("there is no formula for what checkpointing keeps: most of it is computed again")
     meta = unlean(unwrap(copy.deepcopy(model))).to("meta")
     lean, wrapped = lean_modules(model), compressed_layers(model)
     met: list[Tensor] = []  # alive meanwhile, or another tensor would take the place of one

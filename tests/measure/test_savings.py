@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import lrbench
+from lrbench.checkpointing import Checkpointed
 from lrbench.measure.formula import Code, UnknownModuleError, factor_bytes, held_by_formula
 from lrbench.measure.savings import measure_savings, saved_inputs
 from lrbench.models import paper_cnn
@@ -145,6 +146,13 @@ def test_a_module_that_the_formula_does_not_know_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus())
     with pytest.raises(UnknownModuleError, match=r"Softplus \(1\)"):
         held_by_formula(model, batch()[0], {})
+
+
+def test_there_is_no_formula_for_checkpointing() -> None:
+    measured = measure_savings(Checkpointed(network(), 4), *batch())
+    assert measured["formula_bytes"] is None
+    assert "checkpointing" in measured["formula_reason"]
+    assert 0 < measured["held_bytes"] < savings("000000")["held_bytes"]
 
 
 def test_modules_of_common_networks_keep_what_the_formula_says() -> None:
