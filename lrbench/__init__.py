@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrbench.blocks import DenseBlocks
+    from lrbench.compressed import Compressed
     from lrbench.compressors import (
         Compressor,
         NonFiniteBlockError,
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
         list_compressors,
         register,
     )
+    from lrbench.compressors.on_input import InputCompressor
     from lrbench.conv import compressed_layers, unwrap, wrap
+    from lrbench.encoded import Code, EncodedInput
     from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
     from lrbench.im2col import Geometry, Im2col
     from lrbench.kept import KeptInput
@@ -28,11 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Basis",
+    "Code",
+    "Compressed",
     "Compressor",
     "DenseBlocks",
+    "EncodedInput",
     "Factors",
     "Geometry",
     "Im2col",
+    "InputCompressor",
     "KeptInput",
     "LowRank",
     "NonFiniteBlockError",
@@ -49,7 +56,10 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_HOMES = ("blocks", "compressors", "conv", "factors", "im2col", "kept", "measure.error")
+_HOMES = (
+    *("blocks", "compressed", "compressors", "conv", "encoded", "factors", "im2col", "kept", "measure.error"),
+    "compressors.on_input",
+)
 
 if not TYPE_CHECKING:  # a checker that saw it would believe in every name
 
