@@ -223,7 +223,7 @@ class EncodedInput(Compressed):
         kernel = weight.reshape(len(weight), self.code.size[0], *self.geometry.kernel_size)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         out = self.geometry.convolve(self._whole().contiguous(memory_format=layout), kernel, bias)
-        blocks = out.reshape(len(self.origin), len(weight) // self.groups, -1)
+        blocks = out.reshape(len(self.origin), len(weight) // self.groups, self.shape[2])
         if blocks.requires_grad:
             return blocks
         # The same memory, but no view: what a layer returns may be worked on in place.
@@ -236,10 +236,10 @@ class EncodedInput(Compressed):
         """Σ_i G_i D̂_iᵀ, by the native gradient of a convolution of x̂."""
         self._check_grad(grad)
         x, (C, H, W) = self._whole(), self.code.size
-        K = grad.shape[1] * self.groups
+        K, (_, m, _) = grad.shape[1] * self.groups, self.shape
         shape = torch.Size((K, C, *self.geometry.kernel_size))
         grads = grad.reshape(len(x), K, *self.geometry.output_size((H, W)))
-        return self.geometry.grad_weight(grads, x, shape).reshape(K, -1)
+        return self.geometry.grad_weight(grads, x, shape).reshape(K, m)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor that is held."""
@@ -289,4 +289,4 @@ class EncodedInput(Compressed):
         """The images x̂ with all their groups: (N / groups, C, H, W)."""
         images = self.decode()
         C, H, W = self.code.size
-        return images.reshape(-1, C * self.groups, H, W)
+        return images.reshape(len(images) // self.groups, C * self.groups, H, W)

@@ -54,11 +54,9 @@ class InputCompressor(Compressor, ABC):
         source = as_images(blocks)
         if bad is not None:
             magnitude = torch.where(bad, magnitude.new_zeros(()), magnitude)
-        exponent = scale_exponents(magnitude)
+        exponent = scale_exponents(magnitude.max().expand(len(magnitude)) if self.pooled else magnitude)
         if not self.rescales:
             exponent = torch.zeros_like(exponent)
-        elif self.pooled:
-            exponent = exponent.max().expand(len(exponent))
         finite, weights = source if bad is None else without(source, bad), source.multiplicity()
         code = self.encode(self._prepared(finite, weights, exponent), weights)
         origin = torch.full((len(source),), int(Origin.OWN), dtype=torch.uint8, device=source.device)
