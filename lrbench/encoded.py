@@ -112,6 +112,8 @@ class Code(ABC):
 
     def joined(self, others: "Sequence[Self]") -> Self:
         """These images and, behind them, those of others of the same constants; nothing may be common."""
+        if not others:
+            return self
         parts = (self, *others)
         return self.replace(**{name: torch.cat([getattr(part, name) for part in parts]) for name in self.names()})
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks, scale_by_power_of_two
+from lrbench.compressors import base
 from lrbench.compressors.base import Compressor, scale_exponents, without
 from lrbench.encoded import Code, EncodedInput, as_images, lost_energy
 from lrbench.factors import Origin
@@ -57,14 +58,19 @@ class InputCompressor(Compressor, ABC):
         exponent = scale_exponents(magnitude.max().expand(len(magnitude)) if self.pooled else magnitude)
         if not self.rescales:
             exponent = torch.zeros_like(exponent)
-        finite, weights = source if bad is None else without(source, bad), source.multiplicity()
-        code = self.encode(self._prepared(finite, weights, exponent), weights)
+        finite = source if bad is None else without(source, bad)
+        limit = base.WORKSPACE_BYTES.get(source.device.type, 1 << 30)
+        step = len(source) if self.pooled else max(1, limit // (_SCRATCH * source.images[0].numel()))
+        codes, failed = [], []
+        for start in range(0, len(source), step):
+            part = slice(start, start + step)
+            code, broken = self._checked(finite.select(part), exponent[part])
+            codes.append(code)
+            failed.append(broken)
         origin = torch.full((len(source),), int(Origin.OWN), dtype=torch.uint8, device=source.device)
         scale = exponent.to(torch.int16) if self.rescales else None
-        encoded = EncodedInput(code, source.geometry, origin, scale)
-        stored = torch.zeros_like(origin, dtype=torch.bool) if bad is None else bad
-        if self.guarantee is not None:
-            stored = stored | self._failed(finite, encoded, exponent)
+        encoded = EncodedInput(codes[0].joined(codes[1:]), source.geometry, origin, scale)
+        stored = torch.cat(failed) if bad is None else torch.cat(failed) | bad
         return _with_stored(encoded, source, stored) if bool(stored.any()) else encoded
 
     def _represent_nothing(self, blocks: Blocks) -> EncodedInput:
@@ -79,16 +85,25 @@ class InputCompressor(Compressor, ABC):
             images = torch.where(reached, images, images.new_zeros(()))
         return (scale_by_power_of_two(images, -exponent) if bool(exponent.any()) else images).contiguous()
 
-    def _failed(self, source: Im2col, encoded: EncodedInput, exponent: Tensor) -> Tensor:
-        """Which images, (N,) bool, do not keep the promise, or are smaller than their code."""
-        lost = lost_energy(source, encoded.decode(), exponent)
-        energy = source.like(scale_by_power_of_two(source.images.to(torch.float64), -exponent)).squared_norm()
+    def _checked(self, source: Im2col, exponent: Tensor) -> tuple[Code, Tensor]:
+        """A code, and which images, (N,) bool, do not keep the promise or are smaller than theirs."""
+        weights = source.multiplicity()
+        code = self.encode(self._prepared(source, weights, exponent), weights)
+        if self.guarantee is None:
+            return code, torch.zeros(len(source), dtype=torch.bool, device=source.device)
+        decoded = scale_by_power_of_two(code.decode(), exponent)
+        lost = lost_energy(source, decoded, exponent)
+        energy = lost_energy(source, torch.zeros_like(decoded), exponent)
+        image_bytes = source.images[0].numel() * source.images.itemsize
         if self.guarantee == "block":
-            sizes = encoded.code.sizes()
-            return ~(lost <= self.eps**2 * energy) | (sizes > source.images[0].numel() * source.images.itemsize)
-        held = sum(tensor.numel() * tensor.itemsize for tensor in encoded.code.tensors())
-        kept = bool(lost.sum() <= self.eps**2 * energy.sum()) and held <= source.images.numel() * source.images.itemsize
-        return torch.full_like(encoded.origin, not kept, dtype=torch.bool)
+            return code, ~(lost <= self.eps**2 * energy) | (code.sizes() > image_bytes)
+        held = sum(tensor.numel() * tensor.itemsize for tensor in code.tensors())
+        kept = bool(lost.sum() <= self.eps**2 * energy.sum()) and held <= image_bytes * len(source)
+        return code, torch.full((len(source),), not kept, dtype=torch.bool, device=source.device)
+
+
+_SCRATCH = 64
+"""Bytes of scratch for a number of an image, about: images are encoded a bounded slice at a time."""
 
 
 def _with_stored(encoded: EncodedInput, source: Im2col, stored: Tensor) -> EncodedInput:

@@ -68,7 +68,11 @@ class RandomProjection(Compressor):
         exponent = scale_exponents(magnitude)
         finite = as_images(blocks if bad is None else without(blocks, bad))
         V = self._matrix(blocks.shape[2]).to(blocks.device, blocks.dtype)
-        U = scale_by_power_of_two(_projected(finite.scaled(-exponent), V), exponent)
+        parts = [
+            _projected(finite.select(part).scaled(-exponent[part]), V)
+            for part in (slice(start, start + _PART) for start in range(0, len(blocks), _PART))
+        ]
+        U = scale_by_power_of_two(torch.cat(parts), exponent)
         origin = torch.full((len(blocks),), int(Origin.OWN), dtype=torch.uint8, device=blocks.device)
         kept: Factors | None = None
         if bad is not None:
@@ -91,6 +95,10 @@ class RandomProjection(Compressor):
         )
         signs = torch.randint(2, (self.k, n), generator=generator, device="cpu", dtype=torch.float64)
         return (2 * signs - 1) / self.k**0.5
+
+
+_PART = 32
+"""Images that are convolved at a time: what their planes become is larger than the projections."""
 
 
 def _projected(blocks: Im2col, V: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class LargestEntries(InputCompressor):
     def encode(self, images: Tensor, weights: Tensor) -> Code:
         """Drop what adds up to less than the tolerance, the smallest first."""
         _, C, H, W = images.shape
-        energies = images.to(torch.float64).square_().mul_(weights).flatten(1)
+        energies = images.to(torch.float64).square().mul_(weights).flatten(1)
         ascending, order = energies.sort(dim=1, stable=True)
         lost = ascending.cumsum_(1)
         allowed = 1.0 if self.eps == 1 else (INSIDE * self.eps) ** 2
