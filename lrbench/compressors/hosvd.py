@@ -82,10 +82,14 @@ class HigherOrderSVD(InputCompressor):
         for mode, Q in enumerate(bases):
             core = torch.tensordot(Q.T, core, dims=([1], [mode])).movedim(0, mode)
         ranks = self._best_ranks(core, torch.finfo(images.dtype).eps)
-        core = core[tuple(slice(rank) for rank in ranks)].to(images.dtype).contiguous()
+        # Copies: a view would hold all that was cut off.
+        core = core[tuple(slice(rank) for rank in ranks)].clone(memory_format=torch.contiguous_format).to(images.dtype)
         for mode, root in zip((2, 3), roots, strict=True):
             bases[mode] = torch.where(root > 0, 1 / root, 0)[:, None] * bases[mode]
-        cut = [Q[:, :rank].to(images.dtype).contiguous() for Q, rank in zip(bases, ranks, strict=True)]
+        cut = [
+            Q[:, :rank].clone(memory_format=torch.contiguous_format).to(images.dtype)
+            for Q, rank in zip(bases, ranks, strict=True)
+        ]
         _, C, H, W = images.shape
         return _Tucker((C, H, W), images.dtype, core, *cut)
 
