@@ -25,7 +25,7 @@ class _Compression:
         self.compressor = lrbench.get_compressor(name, eps=EPS)
         self.batches = rotate(inputs[block])
 
-    def run(self) -> tuple[lrbench.Im2col, lrbench.Factors]:
+    def run(self) -> tuple[lrbench.Im2col, lrbench.Compressed]:
         blocks = lrbench.Im2col(next(self.batches), 3, padding=1)
         return blocks, self.compressor.compress(blocks)
 
@@ -69,19 +69,20 @@ class Quality(_Compression):
 
     def setup(self, inputs: dict[str, np.ndarray], name: str, block: str) -> None:
         super().setup(inputs, name, block)
-        self.blocks, self.factors = self.run()
+        self.blocks, self.compressed = self.run()
 
     def track_rank(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
-        return self.factors.ranks.double().mean().item()
+        ranks = self.compressed.ranks
+        return float("nan") if ranks is None else ranks.double().mean().item()
 
     def track_error(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
-        return lrbench.relative_error(self.blocks, self.factors).max().item()
+        return lrbench.relative_error(self.blocks, self.compressed).max().item()
 
     def track_cut_im2col(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
-        return 1 - self.factors.nbytes / (self.blocks.shape.numel() * self.blocks.dtype.itemsize)
+        return 1 - self.compressed.nbytes / (self.blocks.shape.numel() * self.blocks.dtype.itemsize)
 
     def track_cut_input(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
-        return 1 - self.factors.nbytes / self.blocks.tensor.nbytes
+        return 1 - self.compressed.nbytes / self.blocks.tensor.nbytes
 
     track_rank.unit = "mean rank"
     track_error.unit = "largest relative error"

@@ -27,7 +27,7 @@ class Convolution:
         torch.manual_seed(0)
         self.conv = nn.Conv2d(*WIDTHS[block], 3, padding=1)
         if name != NATIVE:
-            require(name)
+            require(name, path)
             lrbench.wrap(self.conv, "1", name, path=path)
         self.batches = rotate(inputs[block])
         self.run()

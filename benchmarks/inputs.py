@@ -17,16 +17,22 @@ __all__ = ["BATCH", "COMPRESSORS", "LAYERS", "batches", "layer_inputs", "require
 
 BATCH = 100
 BATCHES = 4
-COMPRESSORS = ["aca", "aca-estimate", "none", "rsvd", "shared", "svd", "warm"]
+COMPRESSORS = [
+    *("aca", "aca-estimate", "bf16", "dct", "hosvd", "input", "none", "pool", "quant2", "quant4", "quant8", "rproj"),
+    *("rsvd", "shared", "svd", "topk", "warm"),
+]
 """By name: asv counts places in this list, and another commit's registry would be another list."""
 LAYERS = {"27x1024": "conv1", "288x256": "conv3", "576x64": "conv5"}
 """The paper's shapes, m x n, at widths 32, 64, 128, and the layer that each belongs to."""
 
 
-def require(name: str) -> None:
-    """Skip what a commit does not have."""
+def require(name: str, path: str | None = None) -> None:
+    """Skip what a commit does not have, and a compressor that makes no sense on a path."""
     if name not in lrbench.list_compressors():
         raise NotImplementedError(f"there is no compressor {name!r} at this commit")
+    reason = lrbench.get_compressor(name).skip(lrbench.Geometry((3, 3)), None, path) if path else None
+    if reason is not None:
+        raise NotImplementedError(f"{name} on path {path}: {reason}")
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:

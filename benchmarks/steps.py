@@ -27,7 +27,7 @@ class TrainingStep:
         torch.manual_seed(0)
         self.model = paper_cnn().train()
         if name != PLAIN:
-            require(name)
+            require(name, "both")
             lrbench.wrap(self.model, mask, name, path="both")
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.batches = cycle(batches())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lrbench.bit_modules import lean, lean_modules, unlean
     from lrbench.blocks import DenseBlocks
+    from lrbench.compressed import Compressed
     from lrbench.compressors import (
         Compressor,
         NonFiniteBlockError,
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
         list_compressors,
         register,
     )
+    from lrbench.compressors.on_input import InputCompressor
     from lrbench.conv import compressed_layers, unwrap, wrap
+    from lrbench.encoded import Code, EncodedInput
     from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
     from lrbench.im2col import Geometry, Im2col
     from lrbench.kept import KeptInput
@@ -34,11 +37,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Basis",
+    "Code",
+    "Compressed",
     "Compressor",
     "DenseBlocks",
+    "EncodedInput",
     "Factors",
     "Geometry",
     "Im2col",
+    "InputCompressor",
     "KeptInput",
     "LayerPolicy",
     "Ledger",
@@ -70,8 +77,10 @@ __version__ = "0.1.0"
 _HOMES = (
     "bit_modules",
     "blocks",
+    "compressed",
     "compressors",
     "conv",
+    "encoded",
     "factors",
     "im2col",
     "kept",
@@ -81,6 +90,7 @@ _HOMES = (
     "measure.savings",
     "planning",
     "tuning",
+    "compressors.on_input",
 )
 
 if not TYPE_CHECKING:  # a checker that saw it would believe in every name

@@ -106,7 +106,8 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     try:
         data = load_dataset(options.dataset, options.data_dir)
         grid = Grid(options.compressors, options.masks, options.eps, options.path, options.seeds)
-        configs, reasons = expand(grid, _base(options, data), len(data.classes))
+        C, H, W = data.train_images.shape[1:]
+        configs, reasons = expand(grid, _base(options, data), len(data.classes), (C, H, W))
         if not options.dry_run:
             prepare_folder(options.out)
     except (ValueError, LookupError, TypeError, ResultsFolderError) as error:

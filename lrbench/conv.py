@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lrbench.bit_modules import lean
+from lrbench.compressed import Compressed
 from lrbench.compressors import Compressor, get_compressor
-from lrbench.factors import Factors
 from lrbench.im2col import Geometry, Im2col
 from lrbench.policy import Policy
 
@@ -42,15 +42,15 @@ class CompressedConvolution:
         Where D̂ takes the place of D: in the product W·D, in the weight's gradient G·Dᵀ, or in both.
     exact_eval : bool
         Whether the layer convolves exactly while ``conv.training`` is False.
-    given : Factors or None
-        The factors of the next input, where they are known already: see :class:`lrbench.KeptInput`.
+    given : Compressed or None
+        What stands for the next input, where it is known already: see :class:`lrbench.KeptInput`.
     """
 
     conv: nn.Conv2d
     compressor: Compressor
     path: Path
     exact_eval: bool = False
-    given: Factors | None = None
+    given: Compressed | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve (N, C, H, W) or (C, H, W), as ``Conv2d._conv_forward`` does."""
@@ -61,13 +61,13 @@ class CompressedConvolution:
             return type(self.conv)._conv_forward(self.conv, x, weight, bias)
         return _convolve(self, x, weight, bias)
 
-    def compress(self, blocks: Im2col) -> Factors:
+    def compress(self, blocks: Im2col) -> Compressed:
         """What the layer's compressor makes of its input; what evaluation meets leaves no trace in training.
 
         Raises
         ------
         ValueError
-            If the factors that were given are those of another number of images, or of other shapes.
+            If what was given is of another number of images, or of other shapes.
         """
         if self.given is not None:
             if self.given.shape != blocks.shape:
@@ -77,8 +77,10 @@ class CompressedConvolution:
                 )
             return self.given
         compressor = self.compressor if self.conv.training else copy.deepcopy(self.compressor)
-        # Kernels read images line by line, and products are wanted row by row: they are put in order once.
-        return compressor.compress(blocks.like(blocks.tensor.contiguous()))
+        if not compressor.on_input:
+            # Kernels read images line by line, and products are wanted row by row: they are put in order once.
+            blocks = blocks.like(blocks.tensor.contiguous())
+        return compressor.compress(blocks)
 
 
 @torch.compiler.disable
@@ -125,23 +127,23 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         path = layer.path
         needs_x, needs_weight = (graph and needed for needed in ctx.needs_input_grad[:2])
-        factors = None
+        kept = None
         if path != "backward" or needs_weight:
-            factors = layer.compress(Im2col.of(x, geometry))
-        if path == "backward" or factors is None:
+            kept = layer.compress(Im2col.of(x, geometry))
+        if path == "backward" or kept is None:
             out = geometry.convolve(x, weight, bias)
         else:
-            added = None if bias is None else bias.to(factors.dtype)
+            added = None if bias is None else bias.to(kept.dtype)
             last = any(
                 t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight)
             )
-            out = factors.matmul(weight.flatten(1).to(factors.dtype), added, last).to(x.dtype)
+            out = kept.matmul(weight.flatten(1).to(kept.dtype), added, last).to(x.dtype)
         saved = [weight] if needs_x else []
         if needs_weight and path == "forward":
             saved.append(x)
-        elif needs_weight and factors is not None:
-            saved += factors.tensors()
-            ctx.layout = factors.layout
+        elif needs_weight and kept is not None:
+            saved += kept.tensors()
+            ctx.layout = kept.layout
         ctx.save_for_backward(*saved)
         ctx.geometry, ctx.path = geometry, path
         ctx.x_shape, ctx.weight_shape, ctx.dtype = x.shape, weight.shape, x.dtype
@@ -168,9 +170,9 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if needs_weight and ctx.path == "forward":
         grad_weight = ctx.geometry.grad_weight(grad, saved[0], ctx.weight_shape)
     elif needs_weight:
-        factors = Factors.restore(ctx.layout, tuple(saved))
-        blocks_grad = grad.reshape(factors.shape[0], K // factors.groups, factors.shape[2]).to(factors.dtype)
-        grad_weight = factors.grad_weight(blocks_grad).view(ctx.weight_shape).to(ctx.dtype)
+        kept = ctx.layout.restore(tuple(saved))
+        blocks_grad = grad.reshape(kept.shape[0], K // kept.groups, kept.shape[2]).to(kept.dtype)
+        grad_weight = kept.grad_weight(blocks_grad).view(ctx.weight_shape).to(ctx.dtype)
     if needs_bias:
         grad_bias = grad.sum((0, 2, 3))
     return grad_x, grad_weight, grad_bias, None, None, None
@@ -258,8 +260,8 @@ def wrap(
     Raises
     ------
     ValueError
-        If the mask does not fit, the path is unknown, a layer is wrapped already, or a layer computes its
-        convolution in a way of its own. The model is then as it was.
+        If the mask does not fit, the path is unknown, the compressor makes no sense there by its own word, a layer is
+        wrapped already, or a layer computes its convolution in a way of its own. The model is then as it was.
     """
     if isinstance(mask, Policy):
         if (compressor, eps, path) != ("svd", None, "both"):
@@ -287,6 +289,11 @@ def wrap(
         cls = type(layers[name])
         if cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward:
             raise ValueError(f"layer {name!r} is a {cls.__name__} with a forward of its own: leave it out of the mask")
+    for name, (made, way) in plan.items():
+        # The size of a layer's input is not known before it meets one: a grid of runs asks again, with it.
+        reason = made.skip(Geometry.of(layers[name]), None, way)
+        if reason is not None:
+            raise ValueError(f"{made.name or type(made).__name__} is not for layer {name!r} on path {way}: {reason}")
     if isinstance(mask, Policy) and mask.lean:
         lean(model)
     for name, (made, way) in plan.items():

@@ -1,33 +1,19 @@
 """What a compressor returns: packed factors of a batch, and the blocks that are kept as they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import wraps
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks
+from lrbench.compressed import Compressed, in_full_precision
 from lrbench.im2col import Geometry, Im2col
 from lrbench.kernels import product
 
-__all__ = ["Basis", "Factors", "LowRank", "Origin", "SharedBasis"]
-
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _in_full_precision(method: _Method) -> _Method:
-    """Keep autocast, which would round what was certified, out of a method."""
-
-    @wraps(method)
-    def plain(self: Any, *arguments: Any) -> Any:
-        with torch.autocast(self.device.type, enabled=False):
-            return method(self, *arguments)
-
-    return cast(_Method, plain)
+__all__ = ["Basis", "Factors", "LowRank", "Origin", "SharedBasis", "ranges"]
 
 
 class Origin(IntEnum):
@@ -90,18 +76,18 @@ class LowRank:
 
     def packed(self) -> "LowRank":
         """The same with a U_i for each block, whatever they share."""
-        return self if self.starts is None else LowRank(self.U[_ranges(self.starts, self.ranks)], self.V, self.ranks)
+        return self if self.starts is None else LowRank(self.U[ranges(self.starts, self.ranks)], self.V, self.ranks)
 
     def select(self, index: Tensor) -> "LowRank":
         """The blocks at ``index``, (K,) int64, in that order."""
-        rows = _ranges(self.offsets[:-1][index], self.ranks[index])
+        rows = ranges(self.offsets[:-1][index], self.ranks[index])
         V, ranks = self.V[rows], self.ranks[index]
         if self.starts is None:
             return LowRank(self.U[rows], V, ranks)
         # What is nobody's any more is dropped from U, the rest stays in its order.
         starts = self.starts[index]
         used = torch.zeros(len(self.U), dtype=torch.bool, device=V.device)
-        used[_ranges(starts, ranks)] = True
+        used[ranges(starts, ranks)] = True
         places = used.cumsum(0) - 1
         starts = torch.where(ranks > 0, places[starts.clamp(max=max(0, len(self.U) - 1))], 0) if len(used) else starts
         return LowRank(self.U if bool(used.all()) else self.U[used], V, ranks, starts)
@@ -185,9 +171,18 @@ class _Layout(NamedTuple):
     kept: _Kept | None
     shared: bool
 
+    def restore(self, tensors: tuple[Tensor, ...]) -> "Factors":
+        U, V, offsets, origin, kept_index, *rest = tensors
+        starts = rest.pop(0) if self.shared else None
+        kept: Blocks | None = None
+        if self.kept is not None:
+            geometry = self.kept.geometry
+            kept = DenseBlocks(rest[0]) if geometry is None else Im2col.of(rest[0], geometry)
+        return Factors(U, V, offsets, origin, kept_index, kept, self.groups, starts)
 
-class Factors:
-    """The approximations D̂_i of a batch of blocks, in the memory that they are said to take.
+
+class Factors(Compressed):
+    """Low-rank approximations U_i V_i of a batch of blocks, and the blocks that are kept as they are.
 
     Attributes
     ----------
@@ -235,24 +230,13 @@ class Factors:
         return self.U.dtype
 
     @property
-    def device(self) -> torch.device:
-        """Where the factors are."""
-        return self.U.device
-
-    @property
     def ranks(self) -> Tensor:
         """(N,) int64: how many rows of V are a block's; of one that is kept as it is, min(m, n)."""
         ranks = self.offsets.diff()
         ranks[self.kept_index] = min(self.shape[1:])
         return ranks
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the storages that the factors hold, offsets and origins included, each storage once."""
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors()}
-        return sum(storages.values())
-
-    @_in_full_precision
+    @in_full_precision
     def dense(self) -> Tensor:
         """Form the approximations, a new (N, m, n) tensor."""
         N, m, n = self.shape
@@ -263,7 +247,7 @@ class Factors:
             out[self.kept_index] = self.kept.dense().to(self.dtype)
         return out
 
-    @_in_full_precision
+    @in_full_precision
     def matmul(self, weight: Tensor, bias: Tensor | None = None, channels_last: bool = False) -> Tensor:
         """W D̂_i + b for every block, as (W U_i) V_i + b, never forming D̂_i where there are factors.
 
@@ -298,7 +282,7 @@ class Factors:
             out[index] = kept.matmul(W[j]) if added is None else kept.matmul(W[j]).add_(added[j, :, None])
         return out
 
-    @_in_full_precision
+    @in_full_precision
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D̂_iᵀ, as (G_i V_iᵀ) U_iᵀ, never forming D̂_i where there are factors.
 
@@ -312,9 +296,7 @@ class Factors:
         Tensor
             (K, m): of a grouped convolution, each group's rows.
         """
-        N, _, n = self.shape
-        if grad.ndim != 3 or (grad.shape[0], grad.shape[2]) != (N, n):
-            raise ValueError(f"grad has shape {tuple(grad.shape)}: it must be ({N}, K/groups, {n})")
+        self._check_grad(grad)
         g, k = self.groups, grad.shape[1]
         out = torch.zeros(g, k, self.U.shape[1], dtype=self.dtype, device=self.device)
         if g == 1:
@@ -345,17 +327,6 @@ class Factors:
         kept = None if self.kept is None else _Kept(self.kept.geometry if isinstance(self.kept, Im2col) else None)
         return _Layout(self.groups, kept, self.starts is not None)
 
-    @classmethod
-    def restore(cls, layout: _Layout, tensors: tuple[Tensor, ...]) -> "Factors":
-        """Make factors from what :attr:`layout` and :meth:`tensors` gave."""
-        U, V, offsets, origin, kept_index, *rest = tensors
-        starts = rest.pop(0) if layout.shared else None
-        kept: Blocks | None = None
-        if layout.kept is not None:
-            geometry = layout.kept.geometry
-            kept = DenseBlocks(rest[0]) if geometry is None else Im2col.of(rest[0], geometry)
-        return cls(U, V, offsets, origin, kept_index, kept, layout.groups, starts)
-
     def low_rank(self, index: Tensor | None = None) -> LowRank:
         """The factors alone; blocks that are kept as they are have none."""
         whole = LowRank(self.U, self.V, self.offsets.diff(), self.starts)
@@ -371,7 +342,7 @@ class Factors:
         """(N,) int64: where each block's rows of U begin."""
         return self.offsets[:-1] if self.starts is None else self.starts
 
-    def select(self, index: Tensor) -> "Factors":
+    def select(self, index: Tensor) -> Self:
         """The blocks at ``index``, (K,) int64, in that order; with groups, whole images."""
         index = index.to(self.device)
         chosen, origin, kept, places = self.low_rank(index), self.origin[index], None, self.kept_index[:0]
@@ -380,13 +351,11 @@ class Factors:
             place[self.kept_index] = torch.arange(len(self.kept_index), device=self.device)
             places = (place[index] >= 0).nonzero()[:, 0]
             kept = self.kept.select(place[index[places]]) if len(places) else None
-        return Factors(chosen.U, chosen.V, chosen.offsets, origin, places, kept, self.groups, chosen.starts)
+        return type(self)(chosen.U, chosen.V, chosen.offsets, origin, places, kept, self.groups, chosen.starts)
 
     @classmethod
-    def concatenate(cls, parts: "list[Factors]") -> "Factors":
-        """Join the factors of batches of one shape and one convolution."""
-        if len(parts) == 1:
-            return parts[0]
+    def _joined(cls, parts: Sequence[Compressed]) -> "Factors":
+        parts = cast("Sequence[Factors]", parts)
         joined = LowRank.concatenate([part.low_rank() for part in parts])
         origin = torch.cat([part.origin for part in parts])
         kept = [part.kept for part in parts if part.kept is not None]
@@ -417,17 +386,8 @@ class Factors:
             chosen = (group == j).nonzero()[:, 0]
             yield j, self.kept_index[chosen], self.kept.select(chosen)
 
-    def _grouped(self, weight: Tensor) -> Tensor:
-        """Check a weight and give it as (groups, K/groups, m)."""
-        m = self.U.shape[1]
-        if weight.ndim != 2 or weight.shape[1] != m or weight.shape[0] % self.groups:
-            raise ValueError(
-                f"weight has shape {tuple(weight.shape)}: it must be (K, {m}) with K a multiple of {self.groups} groups"
-            )
-        return weight.unflatten(0, (self.groups, -1))
 
-
-def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
     """Concatenate the ranges ``starts[i] : starts[i] + lengths[i]``."""
     ends = lengths.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0

@@ -1,14 +1,16 @@
 """The runs that a command asks for: compressors x masks x eps x paths x seeds, each run once."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from lrbench.compressors import compressor_class, get_compressor
 from lrbench.conv import PATHS, convolutions, masked_layers
 from lrbench.conv import Path as CompressionPath
+from lrbench.im2col import Geometry
 from lrbench.models import build_model
 from lrbench.training import Config
 
@@ -41,8 +43,10 @@ class Grid:
     seeds: Sequence[int]
 
 
-def expand(grid: Grid, base: Config, classes: int) -> tuple[list[Config], list[str]]:
-    """Give the runs of a grid, without repetitions, and the reasons why some cells fell together.
+def expand(
+    grid: Grid, base: Config, classes: int, image_shape: tuple[int, int, int] = (3, 32, 32)
+) -> tuple[list[Config], list[str]]:
+    """Give the runs of a grid, without repetitions, and the reasons why some cells fell together or are left out.
 
     Parameters
     ----------
@@ -52,18 +56,20 @@ def expand(grid: Grid, base: Config, classes: int) -> tuple[list[Config], list[s
         Everything else; what the grid varies is replaced.
     classes
         Of the data.
+    image_shape
+        Of its images: (channels, height, width).
 
     Returns
     -------
     list of Config
         Plain runs first, then mask by mask.
     list of str
-        A sentence for each kind of cell that makes no sense of its own.
+        A sentence for each kind of cell that makes no sense of its own, or none at all by its compressor's word.
 
     Raises
     ------
     ValueError, LookupError
-        If a name, mask, eps or path is none, before anything runs.
+        If a name, mask, eps or path is none, before anything runs, or no cell is left.
     """
     for asked, eps in itertools.product(grid.compressors, grid.eps):
         get_compressor(asked, eps=eps)
@@ -72,7 +78,7 @@ def expand(grid: Grid, base: Config, classes: int) -> tuple[list[Config], list[s
         raise ValueError(f"path is {', '.join(sorted(unknown))}: use {', '.join(PATHS)}")
     with torch.device("meta"):
         model = build_model(base.model, base.widths, classes)
-    layers = list(convolutions(model))
+    layers, sizes = convolutions(model), _input_sizes(model, image_shape)
 
     def bits(mask: str) -> str:
         chosen = masked_layers(model, mask if mask.isdigit() else mask.split(","))
@@ -94,6 +100,51 @@ def expand(grid: Grid, base: Config, classes: int) -> tuple[list[Config], list[s
             paths = grid.paths if cls is not None else [None]
             version = None if cls is None else cls.version
             cell = replace(base, mask=mask, compressor=name, compressor_version=version)
-            for tolerance, way, seed in itertools.product(tolerances, paths, grid.seeds):
-                runs[replace(cell, eps=tolerance, path=way, seed=seed)] = None
+            chosen = [layer for layer, bit in zip(layers, mask, strict=True) if bit == "1"]
+            for tolerance, way in itertools.product(tolerances, paths):
+                against = None if name is None else _speaks_against(name, tolerance, way, chosen, layers, sizes)
+                if against is not None:
+                    reasons[f"{name} on path {way} is left out for mask {mask}: {against}"] = None
+                    continue
+                for seed in grid.seeds:
+                    runs[replace(cell, eps=tolerance, path=way, seed=seed)] = None
+    if not runs:
+        raise ValueError(f"no run is left: {'; '.join(reasons)}")
     return list(runs), list(reasons)
+
+
+def _speaks_against(
+    name: str,
+    eps: float | None,
+    path: CompressionPath | None,
+    chosen: Sequence[str],
+    layers: Mapping[str, nn.Conv2d],
+    sizes: Mapping[str, tuple[int, int]],
+) -> str | None:
+    """What speaks against a cell by the word of its compressor, and in which layers."""
+    compressor = get_compressor(name, **({} if eps is None else {"eps": eps}))
+    found: dict[str, list[str]] = {}
+    for layer in chosen:
+        reason = compressor.skip(Geometry.of(layers[layer]), sizes[layer], path or "both")
+        if reason is not None:
+            found.setdefault(reason, []).append(layer)
+    parts = [
+        reason if len(where) == len(chosen) else f"{reason} ({', '.join(where)})" for reason, where in found.items()
+    ]
+    return "; ".join(parts) or None
+
+
+def _input_sizes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+    """Height and width of what each convolution of a model on the meta device meets."""
+    sizes: dict[str, tuple[int, int]] = {}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: sizes.update({name: (inputs[0].shape[-2], inputs[0].shape[-1])})
+        )
+        for name, layer in convolutions(model).items()
+    ]
+    with torch.no_grad():
+        model(torch.empty(1, *image_shape, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return sizes

@@ -281,7 +281,7 @@ class Im2col(Blocks):
 
     def abs_max(self) -> Tensor:
         """Largest magnitude in each block, (N·groups,); pixels that no window reaches do not count."""
-        images, reached = self.images, self._multiplicity() > 0
+        images, reached = self.images, self.multiplicity() > 0
         if not bool(reached.all()):
             images = torch.where(reached, images, images.new_zeros(()))
         return largest_magnitudes(images)
@@ -294,7 +294,7 @@ class Im2col(Blocks):
 
     def squared_norm(self) -> Tensor:
         """Squared Frobenius norms, (N·groups,) float64: pixels squared, each as often as it occurs in its block."""
-        weights = self._multiplicity()
+        weights = self.multiplicity()
         if self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64):
             return weighted_energies(self.images, weights)
         # A pixel that no window reaches may be infinite; 0·inf must not spoil the sum.
@@ -322,7 +322,7 @@ class Im2col(Blocks):
     def _as_kernel(self, weight: Tensor) -> Tensor:
         return weight.reshape(-1, self.images.shape[1], *self.geometry.kernel_size)
 
-    def _multiplicity(self) -> Tensor:
+    def multiplicity(self) -> Tensor:
         """How often each pixel occurs in a block: (H, W) float64."""
         H, W = self.images.shape[2:]
         return _multiplicity(self._ungrouped, H, W).to(self.device)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lrbench.compressed import Compressed
 from lrbench.conv import compressed_layers
-from lrbench.factors import Factors
 from lrbench.im2col import Geometry, Im2col
 
 __all__ = ["KeptInput"]
@@ -55,7 +55,7 @@ class KeptInput:
         self._layer = layers[name]
         geometry = Geometry.of(self._layer.conv)
         compress = copy.deepcopy(self._layer.compressor).compress  # training's own state is left as it is
-        self._factors = Factors.concatenate([compress(Im2col.of(x, geometry)) for x in images.split(batch_size)])
+        self._factors = Compressed.concatenate([compress(Im2col.of(x, geometry)) for x in images.split(batch_size)])
         self.nbytes = self._factors.nbytes
 
     @contextmanager

@@ -77,6 +77,7 @@ def needed_ranks(model: nn.Module, images: Tensor, tolerances: Sequence[float], 
                 factors = compressor.compress(blocks)
             except NonFiniteBlockError as error:
                 raise PlanError(f"layer {name!r} meets NaN or infinity: mend the images or the weights") from error
+            assert factors.ranks is not None  # the SVD's
             row[f"rank_{eps:g}"] = factors.ranks.double().mean().item()
             row[f"bytes_{eps:g}"] = factors.nbytes / chosen.nbytes
         rows.append(row)

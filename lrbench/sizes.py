@@ -20,11 +20,12 @@ import torch
 from tqdm import tqdm
 
 from lrbench import paper
+from lrbench.compressed import Compressed
 from lrbench.compressors import get_compressor, list_compressors
 from lrbench.datasets import list_datasets, load_dataset, read_records, to_float
 from lrbench.environment import environment
 from lrbench.factors import Factors, Origin
-from lrbench.im2col import Im2col
+from lrbench.im2col import Geometry, Im2col
 from lrbench.measure.error import relative_error, violations
 from lrbench.store import ResultsFolderError, write_atomically
 
@@ -44,14 +45,15 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
         Registered names.
     tolerances : sequence of float
         Requested relative errors, in (0, 1]; a compressor without a tolerance takes the first one only.
+        One that makes no sense here, by its own word, is left out.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each pair: compressor, eps, guarantee, images; mean_rank; UV_bytes (the numbers of U and V, and of
-        what is stored), held_bytes (all that the factors hold), im2col_bytes and input_bytes, each the mean over
-        batches of 100; cut_im2col and cut_input of UV_bytes; error_median, error_max, violations; share_own,
-        share_escalated, share_stored.
+        A row for each pair: compressor, eps, guarantee, images; mean_rank (NaN where ranks do not apply); UV_bytes (the
+        numbers of U and V, and of what is stored; all that is held where there are none), held_bytes, im2col_bytes and
+        input_bytes, each the mean over batches of 100; cut_im2col and cut_input of UV_bytes; error_median, error_max,
+        violations; share_own, share_escalated, share_stored.
 
     Raises
     ------
@@ -62,6 +64,8 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
         raise ValueError(f"there are {len(images)} images: give a positive multiple of {BATCH}")
     cells = [(name, eps) for name in compressors for eps in tolerances]
     cells = [(name, eps) for name, eps in cells if get_compressor(name).uses_eps or eps == tolerances[0]]
+    geometry, size = Geometry.parse(kernel_size=3, padding=1), (images.shape[2], images.shape[3])
+    cells = [(name, eps) for name, eps in cells if get_compressor(name).skip(geometry, size, "backward") is None]
     rows = []
     for name, eps in tqdm(cells, unit="cell", disable=None):
         compressor = get_compressor(name, eps=eps)
@@ -69,16 +73,19 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
         sizes: list[dict[str, int]] = []
         for batch in images.split(BATCH):
             blocks = Im2col(to_float(batch), kernel_size=3, padding=1)
-            factors = compressor.compress(blocks)
+            compressed = compressor.compress(blocks)
+            ranks = compressed.ranks
             sizes.append(
                 {
-                    "UV_bytes": _numbers(factors) * factors.U.itemsize,
-                    "held_bytes": factors.nbytes,
+                    "UV_bytes": _numbers_bytes(compressed),
+                    "held_bytes": compressed.nbytes,
                     "im2col_bytes": blocks.shape.numel() * blocks.dtype.itemsize,
                     "input_bytes": blocks.tensor.nbytes,
                 }
             )
-            seen.append((factors.ranks, relative_error(blocks, factors), factors.origin))
+            none = torch.full((len(blocks),), torch.nan)
+            error = relative_error(blocks, compressed)
+            seen.append((none if ranks is None else ranks, error, compressed.origin))
         bytes_ = {str(key): round(mean) for key, mean in pd.DataFrame(sizes).mean().items()}
         ranks, errors, origins = (torch.cat(part) for part in zip(*seen, strict=True))
         rows.append(
@@ -100,9 +107,12 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
     return pd.DataFrame(rows)
 
 
-def _numbers(factors: Factors) -> int:
-    """How many numbers stand for the blocks: those of U and V, and of what is kept."""
-    return factors.U.numel() + factors.V.numel() + (0 if factors.kept is None else factors.kept.tensor.numel())
+def _numbers_bytes(compressed: Compressed) -> int:
+    """Bytes of the numbers that stand for the blocks: of U and V, and of what is kept; else all that is held."""
+    if not isinstance(compressed, Factors):
+        return compressed.nbytes
+    kept = 0 if compressed.kept is None else compressed.kept.tensor.numel()
+    return (compressed.U.numel() + compressed.V.numel() + kept) * compressed.U.itemsize
 
 
 def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
@@ -111,7 +121,7 @@ def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
         "",
         f"{table['images'].iloc[0]} images of {source}, pixels in [0, 1], blocks 27 x 1024, float32.",
         "",
-        "| compressor | eps | mean rank | U and V, bytes | cut vs im2col | cut vs the input "
+        "| compressor | eps | mean rank | U and V, or the code, bytes | cut vs im2col | cut vs the input "
         "| median error | worst error | above eps | own / escalated / stored |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -119,8 +129,9 @@ def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
         counted = "–" if pd.isna(row["violations"]) else f"{row['violations']:.0f} of {row['images']}"
         shares = " / ".join(f"{100 * row[f'share_{origin.name.lower()}']:.1f}" for origin in Origin)
         eps = "–" if pd.isna(row["eps"]) else f"{row['eps']:g}"
+        rank = "–" if pd.isna(row["mean_rank"]) else f"{row['mean_rank']:.2f}"
         lines.append(
-            f"| {row['compressor']} | {eps} | {row['mean_rank']:.2f} | {row['UV_bytes']:,} | {row['cut_im2col']:.3f} "
+            f"| {row['compressor']} | {eps} | {rank} | {row['UV_bytes']:,} | {row['cut_im2col']:.3f} "
             f"| {row['cut_input']:.2f} | {row['error_median']:.4f} | {row['error_max']:.4f} | {counted} | {shares} % |"
         )
     cuts = [1 - paper.FACTOR_BYTES / whole for whole in (paper.IM2COL_BYTES, paper.INPUT_BYTES)]
@@ -129,7 +140,8 @@ def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
         "| – | – | – | – |",
         "",
         "A cut is 1 − bytes / denominator; below 0 the factors are larger than the input, which is what PyTorch's own "
-        "convolution keeps. A stored block is counted with the numbers of its image.",
+        "convolution keeps. A stored block is counted with the numbers of its image; a method without ranks, with all "
+        "that it holds.",
         "",
         f"`{command}`, lrbench {environment()['lrbench']}, commit {environment()['commit']}, "
         f"torch {environment()['torch']}.",

@@ -93,10 +93,15 @@ def eckart_young_rank(D: Matrix, eps: float) -> int:
     return len(energies) - int((lost[1:] <= eps**2 * lost[-1]).sum())
 
 
-def relative_errors(blocks: Tensor, factors: "lrbench.Factors") -> Matrix:
-    """‖D_i − U_i V_i‖ / ‖D_i‖, (N,), from the factors as stored; of a block that is kept, from what is kept."""
+def relative_errors(blocks: Tensor, factors: "lrbench.Compressed") -> Matrix:
+    """‖D_i − U_i V_i‖ / ‖D_i‖, (N,), from the factors as stored; of what has none, from the dense approximation."""
     out = np.zeros(len(blocks))
-    kept = {} if factors.kept is None else dict(zip(factors.kept_index.tolist(), factors.kept.dense(), strict=True))
+    if not isinstance(factors, lrbench.Factors):
+        kept = dict(enumerate(factors.dense()))
+    elif factors.kept is None:
+        kept = {}
+    else:
+        kept = dict(zip(factors.kept_index.tolist(), factors.kept.dense(), strict=True))
     for i, block in enumerate(blocks):
         D, exponent = unit_scaled(block.to(torch.float64).numpy())
         if i in kept:

@@ -171,7 +171,7 @@ def test_stored_blocks_are_copies_that_do_not_keep_the_batch_alive(source: str) 
 @each_example
 def test_tensors_and_layout_make_the_same_factors_again(kept: str, groups: int) -> None:
     factors, D = example(kept, groups)
-    again = Factors.restore(factors.layout, tuple(tensor.clone() for tensor in factors.tensors()))
+    again = factors.layout.restore(tuple(tensor.clone() for tensor in factors.tensors()))
     assert (again.groups, again.shape, again.nbytes) == (factors.groups, factors.shape, factors.nbytes)
     assert type(again.kept) is type(factors.kept)
     for ours, theirs in zip(again.tensors(), factors.tensors(), strict=True):

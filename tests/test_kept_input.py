@@ -28,7 +28,7 @@ def images() -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("name", ["svd", "none", "shared"])
+@pytest.mark.parametrize("name", ["svd", "none", "shared", "input", "quant4", "topk", "dct"])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("path", ["both", "backward"])
 def test_kept_factors_give_the_gradients_that_fresh_ones_give(

@@ -11,7 +11,18 @@ from lrbench import Compressor, UnknownCompressorError
 from lrbench.blocks import Blocks
 from lrbench.compressors import compressor_class
 
-NAMES = ["aca", "aca-estimate", "none", "rsvd", "shared", "svd", "warm"]
+NAMES = [
+    *("aca", "aca-estimate", "bf16", "dct", "hosvd", "input", "none", "pool", "quant2", "quant4", "quant8", "rproj"),
+    *("rsvd", "shared", "svd", "topk", "warm"),
+]
+TRAITS = {
+    "uses_eps": {"aca", "aca-estimate", "hosvd", "rsvd", "shared", "svd", "topk", "warm"},
+    "pooled": {"hosvd", "shared", "warm"},
+    "stateful": {"rproj", "warm"},
+    "randomized": {"quant2", "quant4", "quant8", "rproj", "rsvd"},
+    "low_rank": {"aca", "aca-estimate", "none", "rproj", "rsvd", "shared", "svd", "warm"},
+    "on_input": {"bf16", "dct", "hosvd", "input", "pool", "quant2", "quant4", "quant8", "topk"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +46,35 @@ def test_every_method_is_there() -> None:
     assert {name: compressor_class(name).guarantee for name in NAMES} == {
         "aca": "block",
         "aca-estimate": None,
+        "bf16": None,
+        "dct": None,
+        "hosvd": "batch",
+        "input": "block",
         "none": "block",
+        "pool": None,
+        "quant2": None,
+        "quant4": None,
+        "quant8": None,
+        "rproj": None,
         "rsvd": "block",
         "shared": "block",
         "svd": "block",
+        "topk": "block",
         "warm": "block",
     }
-    assert [name for name in NAMES if not compressor_class(name).uses_eps] == ["none"]
-    assert [name for name in NAMES if compressor_class(name).pooled] == ["shared", "warm"]
     assert all(compressor_class(name).name == name for name in NAMES)
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_every_method_says_what_it_is_like(trait: str) -> None:
+    assert {name for name in NAMES if getattr(compressor_class(name), trait)} == TRAITS[trait]
+
+
+@pytest.mark.parametrize("name", sorted(TRAITS["randomized"]))
+def test_what_is_random_takes_a_seed(name: str) -> None:
+    assert lrbench.get_compressor(name, seed=3).seed == 3  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="seed is -1"):
+        lrbench.get_compressor(name, seed=-1)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +83,9 @@ def test_every_method_is_there() -> None:
         ("*", NAMES),
         ("*aca*", ["aca", "aca-estimate"]),
         ("aca", ["aca"]),
-        ("*svd", ["rsvd", "svd"]),
+        ("*svd", ["hosvd", "rsvd", "svd"]),
         ("?svd", ["rsvd"]),
-        ("[rs]*", ["rsvd", "shared", "svd"]),
+        ("[rs]*", ["rproj", "rsvd", "shared", "svd"]),
         ("ACA", []),
         ("", []),
     ],

@@ -5,23 +5,24 @@ every block of every batch: see :mod:`lrbench.compressors.certificate`.
 """
 
 import math
-from abc import ABC, abstractmethod
 from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
+from lrbench.compressed import Compressed
 from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import truncated_svd
 from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
 from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
-__all__ = ["Compressor", "Guarantee", "NonFiniteBlockError"]
+__all__ = ["Compressor", "Guarantee", "NonFiniteBlockError", "scale_exponents", "without"]
 
 Guarantee = Literal["block", "batch"] | None
+_Blocks = TypeVar("_Blocks", bound=Blocks)
 
 WORKSPACE_BYTES = {"cpu": 16 << 20}
 """Blocks are compressed in slices whose dense form and Gram matrix, in float64, take this much (elsewhere 1 GiB)."""
@@ -45,7 +46,7 @@ class NonFiniteBlockError(ValueError):
         )
 
 
-class Compressor(ABC):
+class Compressor:
     """A method that replaces blocks by something smaller.
 
     A subclass gives :meth:`factorize`; :meth:`compress` calls it with finite blocks, scaled by a power of two to a
@@ -101,7 +102,6 @@ class Compressor(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(eps={self.eps:g})"
 
-    @abstractmethod
     def factorize(self, blocks: Blocks) -> LowRank | Basis | SharedBasis:
         """Approximate blocks by factors, to the relative error ``self.eps``.
 
@@ -116,8 +116,9 @@ class Compressor(ABC):
             The factors, in the blocks' dtype or a wider one; or one side of them alone, if the other is its projection;
             or columns that all blocks have in common.
         """
+        raise NotImplementedError(f"{type(self).__name__} gives no factors: give it a method factorize(blocks)")
 
-    def compress(self, blocks: Blocks | Tensor, *, nonfinite: Literal["raise", "keep"] = "raise") -> Factors:
+    def compress(self, blocks: Blocks | Tensor, *, nonfinite: Literal["raise", "keep"] = "raise") -> Compressed:
         """Replace a batch of blocks by factors.
 
         Parameters
@@ -131,8 +132,9 @@ class Compressor(ABC):
 
         Returns
         -------
-        Factors
-            On the blocks' device, in their dtype (float32 for half precisions).
+        Compressed
+            On the blocks' device, in their dtype (float32 for half precisions); :class:`lrbench.Factors` where
+            ``low_rank``.
 
         Raises
         ------
@@ -142,10 +144,9 @@ class Compressor(ABC):
         if nonfinite not in ("raise", "keep"):
             raise ValueError(f"nonfinite is {nonfinite!r}: use 'raise' or 'keep'")
         blocks = as_blocks(blocks)
-        if blocks.dtype.itemsize < 4:
-            blocks = blocks.like(blocks.tensor.to(torch.float32))
+        blocks = self._lifted(blocks)
         if len(blocks) == 0:
-            return self._assemble(blocks, self._empty(blocks), torch.zeros(0, dtype=torch.uint8, device=blocks.device))
+            return self._represent_nothing(blocks)
         magnitude = blocks.abs_max()
         bad = ~torch.isfinite(magnitude)
         any_bad = bool(bad.any())
@@ -154,15 +155,15 @@ class Compressor(ABC):
         with torch.autocast(blocks.device.type, enabled=False):
             return self._represent(blocks, magnitude, bad if any_bad else None)
 
-    def skip(self, geometry: Geometry, size: tuple[int, int], path: str) -> str | None:
+    def skip(self, geometry: Geometry, size: tuple[int, int] | None, path: str) -> str | None:
         """Say why the method makes no sense in a layer, or nothing.
 
         Parameters
         ----------
         geometry : Geometry
             Of the layer's convolution.
-        size : tuple of int
-            Height and width of its input.
+        size : tuple of int or None
+            Height and width of its input; None where they are not known.
         path : {"forward", "backward", "both"}
             Where the approximation would act.
 
@@ -183,19 +184,23 @@ class Compressor(ABC):
         if state:
             raise ValueError(f"{self.name} carries no state, but was given {sorted(state)}")
 
-    def _represent(self, blocks: Blocks, magnitude: Tensor, bad: Tensor | None) -> Factors:
+    def _lifted(self, blocks: Blocks) -> Blocks:
+        """The blocks in a dtype that the method computes in."""
+        return blocks if blocks.dtype.itemsize >= 4 else blocks.like(blocks.tensor.to(torch.float32))
+
+    def _represent_nothing(self, blocks: Blocks) -> Compressed:
+        """What stands for a batch of no blocks."""
+        return self._assemble(blocks, self._empty(blocks), torch.zeros(0, dtype=torch.uint8, device=blocks.device))
+
+    def _represent(self, blocks: Blocks, magnitude: Tensor, bad: Tensor | None) -> Compressed:
         """Scale, factorize and certify finite blocks, a bounded slice at a time."""
         N, m, n = blocks.shape
         if bad is not None:
-            # Zeros in the places of the bad blocks keep the batch's shape, and so the other blocks' arithmetic.
-            shape = (-1,) + (1,) * (blocks.tensor.ndim - 1)
-            finite = blocks.like(torch.where(bad.view(shape), blocks.tensor.new_zeros(()), blocks.tensor))
+            finite = without(blocks, bad)
             magnitude = torch.where(bad, magnitude.new_zeros(()), magnitude)
         else:
             finite = blocks
-        mantissa, exponent = torch.frexp(magnitude)
-        # A largest magnitude of one, of many an image, stays as it is: nothing has to be scaled back.
-        exponent = exponent.to(torch.int64) - (mantissa == 0.5).to(torch.int64)
+        exponent = scale_exponents(magnitude)
         limit = WORKSPACE_BYTES.get(blocks.device.type, 1 << 30)
         in_place = not self.forms_blocks and blocks.device.type == "cpu" and not KernelBlocks.form(blocks)
         formed = 0 if in_place else m * n
@@ -255,6 +260,21 @@ class Compressor(ABC):
         N, m, n = blocks.shape
         ranks = torch.zeros(N, dtype=torch.int64, device=blocks.device)
         return LowRank(blocks.tensor.new_empty(0, m), blocks.tensor.new_empty(0, n), ranks)
+
+
+def without(blocks: _Blocks, bad: Tensor) -> _Blocks:
+    """Blocks with zeros in the places of some, (N,) bool: the batch's shape stays, and so the others' arithmetic."""
+    shape = (-1,) + (1,) * (blocks.tensor.ndim - 1)
+    return blocks.like(torch.where(bad.view(shape), blocks.tensor.new_zeros(()), blocks.tensor))
+
+
+def scale_exponents(magnitude: Tensor) -> Tensor:
+    """Exponents e, (N,) int64, with which 2**(−e) brings finite largest magnitudes into (1/2, 1]; of zeros 0.
+
+    A magnitude of one, which many an image has, stays as it is: nothing has to be scaled back.
+    """
+    mantissa, exponent = torch.frexp(magnitude)
+    return exponent.to(torch.int64) - (mantissa == 0.5).to(torch.int64)
 
 
 def _fits(factors: LowRank, blocks: Blocks) -> Tensor:

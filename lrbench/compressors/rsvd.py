@@ -10,6 +10,7 @@ from lrbench.blocks import Blocks, aligned_copy, aligned_product, each_block
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.certificate import residual_norms
+from lrbench.compressors.hashing import GOLDEN, content_keys, mixed
 from lrbench.compressors.spectral import GRAM_LIMIT, INSIDE, per_matrix, thin_svd, truncated_svd, truncation_ranks
 from lrbench.factors import Basis, LowRank
 from lrbench.kernels.kernel_blocks import KernelBlocks
@@ -76,7 +77,7 @@ class RandomizedSVD(Compressor):
         N, m, n = blocks.shape
         side: Literal["rows", "columns"] = "rows" if m <= n else "columns"
         least, length = min(m, n), max(m, n)
-        words = _words(_content_keys(blocks) + self.seed, length)
+        words = _words(content_keys(blocks) + self.seed, length)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         index = each_block(blocks)
         columns = self.sketch
@@ -137,7 +138,7 @@ class RandomizedSVD(Compressor):
         """Transposed Gaussian test matrices, (N, columns, n) float64."""
         n = blocks.shape[2]
         shared = _gaussian(self.seed, columns, n).to(blocks.device)
-        words = _words(_content_keys(blocks) + self.seed, n)
+        words = _words(content_keys(blocks) + self.seed, n)
         bits = words[:, :, None] >> torch.arange(64, device=words.device)
         return shared * ((bits & 1) * 2 - 1).flatten(1)[:, None, :n]
 
@@ -151,33 +152,4 @@ def _gaussian(seed: int, columns: int, n: int) -> Tensor:
 
 def _words(keys: Tensor, n: int) -> Tensor:
     """Hashes whose bits are n signs, by key: (N,) int64 -> (N, n / 64) int64."""
-    return _mixed(keys[:, None] + torch.arange(-(-n // 64), device=keys.device) * _GOLDEN)
-
-
-_GOLDEN = -7046029254386353131  # 2**64 divided by the golden ratio, as an int64
-
-
-def _mixed(keys: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (G. L. Steele, D. Lea and C. H. Flood, 2014), on int64 with wrap-around."""
-    keys = (keys ^ _shifted(keys, 30)) * -4658895280553007687
-    keys = (keys ^ _shifted(keys, 27)) * -7723592293110705685
-    return keys ^ _shifted(keys, 31)
-
-
-def _shifted(keys: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's is arithmetic."""
-    return (keys >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _content_keys(blocks: Blocks) -> Tensor:
-    """A hash of each block's numbers, (N,) int64."""
-    view = KernelBlocks.of(blocks)
-    if view is not None:
-        return _mixed(view.keys(_weights(view.images[0].size, blocks.device)))
-    numbers = blocks.tensor.flatten(1) + 0.0  # −0.0 and 0.0 are one number
-    bits = numbers.contiguous().view(torch.int64 if numbers.dtype == torch.float64 else torch.int32).to(torch.int64)
-    return _mixed((bits * _weights(bits.shape[1], bits.device)).sum(1))
-
-
-def _weights(count: int, device: torch.device) -> Tensor:
-    return _mixed(torch.arange(count, device=device)) | 1
+    return mixed(keys[:, None] + torch.arange(-(-n // 64), device=keys.device) * GOLDEN)

@@ -16,7 +16,7 @@ from lrbench.bit_modules import lean_modules, unlean
 from lrbench.checkpointing import Checkpointed
 from lrbench.conv import compressed_layers, unwrap
 
-__all__ = ["Code", "UnknownModuleError", "factor_bytes", "held_by_formula"]
+__all__ = ["Ranks", "UnknownModuleError", "factor_bytes", "held_by_formula"]
 
 
 class UnknownModuleError(LookupError):
@@ -24,8 +24,8 @@ class UnknownModuleError(LookupError):
 
 
 @dataclass(frozen=True)
-class Code:
-    """What a compressor said of one batch of a layer's input.
+class Ranks:
+    """What a low-rank compressor said of one batch of a layer's input.
 
     Attributes
     ----------
@@ -51,16 +51,16 @@ class Code:
     shared: bool = False
 
 
-def factor_bytes(code: Code) -> int:
+def factor_bytes(said: Ranks) -> int:
     """Bytes of U and V, of what is stored, and of the tables that say where each block begins."""
-    N, m, n = code.shape
-    columns = max(code.ranks, default=0) if code.shared else sum(code.ranks)
-    numbers = columns * m + sum(code.ranks) * n + code.stored * code.numbers
-    tables = 8 * (N + 1) + N + 8 * code.stored + (8 * N if code.shared else 0)
-    return numbers * code.itemsize + tables
+    N, m, n = said.shape
+    columns = max(said.ranks, default=0) if said.shared else sum(said.ranks)
+    numbers = columns * m + sum(said.ranks) * n + said.stored * said.numbers
+    tables = 8 * (N + 1) + N + 8 * said.stored + (8 * N if said.shared else 0)
+    return numbers * said.itemsize + tables
 
 
-def held_by_formula(model: nn.Module, batch: Tensor, codes: dict[str, Code]) -> dict[str, int]:
+def held_by_formula(model: nn.Module, batch: Tensor, kept: dict[str, int]) -> dict[str, int]:
     """Bytes that each module keeps for the backward pass.
 
     Parameters
@@ -70,8 +70,8 @@ def held_by_formula(model: nn.Module, batch: Tensor, codes: dict[str, Code]) -> 
         single tensors.
     batch : Tensor
         Its input. Only shape and dtype matter.
-    codes : dict
-        Of each wrapped layer whose path keeps factors, by name.
+    kept : dict
+        Bytes that each wrapped layer keeps in place of its input, by name; where the path is ``forward`` it keeps that.
 
     Returns
     -------
@@ -98,8 +98,8 @@ def held_by_formula(model: nn.Module, batch: Tensor, codes: dict[str, Code]) -> 
             return
         source = inputs[0]
         met.extend((source, output))
-        if name in codes and wrapped[name].path != "forward":
-            out[name] = factor_bytes(codes[name])
+        if name in kept and wrapped[name].path != "forward":
+            out[name] = kept[name]
             return
         rule = next((rule for cls, rule in _RULES.items() if isinstance(module, cls)), None)
         if rule is None:

@@ -37,10 +37,10 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
     -------
     list of dict
         For each wrapped layer, input side first: layer, index (the bit's place in a mask), groups, m, n, blocks,
-        guarantee, eps; rank_mean, rank_min, rank_max, break_even_rank (against the layer's input); error_mean,
-        error_max, violations (blocks with an error above eps, None where eps is ignored); share_own,
-        share_escalated, share_stored; im2col_bytes, input_bytes, factor_bytes (as held, offsets included), cut_im2col,
-        cut_input; ranks and errors of the first blocks, one by one.
+        guarantee, eps; rank_mean, rank_min, rank_max, None where ranks do not apply; break_even_rank (against
+        the layer's input); error_mean, error_max, violations (blocks with an error above eps, None where eps is
+        ignored); share_own, share_escalated, share_stored; im2col_bytes, input_bytes, factor_bytes (all that is held,
+        offsets included), cut_im2col, cut_input; ranks (None likewise) and errors of the first blocks, one by one.
     """
     model = copy.deepcopy(model).train()  # running statistics, a compressor's state and hooks are the copy's
     layers = compressed_layers(model)
@@ -53,15 +53,16 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
         ) -> None:
             x = inputs[0]
             blocks = Im2col.of(x, Geometry.of(layers[name].conv))
-            factors = compressor.compress(blocks)
+            compressed = compressor.compress(blocks)
             seen = met[name]
             seen["shape"].append(blocks.shape)
             seen["input"].append(x.nbytes)
             seen["element"].append(x.itemsize)
-            seen["factors"].append(factors.nbytes)
-            seen["ranks"].append(factors.ranks.cpu())
-            seen["errors"].append(relative_error(blocks, factors).cpu())
-            seen["origins"].append(factors.origin.cpu())
+            seen["held"].append(compressed.nbytes)
+            if compressed.ranks is not None:
+                seen["ranks"].append(compressed.ranks.cpu())
+            seen["errors"].append(relative_error(blocks, compressed).cpu())
+            seen["origins"].append(compressed.origin.cpu())
 
         layer.conv.register_forward_pre_hook(observe)
     device = next(model.parameters()).device
@@ -78,10 +79,11 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
 
 def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str, list[Any]]) -> dict[str, Any]:
     _, m, n = seen["shape"][0]
-    ranks, errors, origins = (torch.cat(seen[key]) for key in ("ranks", "errors", "origins"))
+    errors, origins = torch.cat(seen["errors"]), torch.cat(seen["origins"])
+    ranks = torch.cat(seen["ranks"]) if seen["ranks"] else None
     im2col = sum(s.numel() * e for s, e in zip(seen["shape"], seen["element"], strict=True))
-    held, inputs = sum(seen["factors"]), sum(seen["input"])
-    numbers = inputs / seen["element"][0] / len(ranks)
+    held, inputs = sum(seen["held"]), sum(seen["input"])
+    numbers = inputs / seen["element"][0] / len(errors)
     shares = {origin: (origins == int(origin)).double().mean().item() for origin in Origin}
     return {
         "layer": name,
@@ -89,12 +91,12 @@ def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str
         "groups": groups,
         "m": m,
         "n": n,
-        "blocks": len(ranks),
+        "blocks": len(errors),
         "guarantee": compressor.guarantee,
         "eps": compressor.eps if compressor.uses_eps else None,
-        "rank_mean": ranks.double().mean().item(),
-        "rank_min": int(ranks.min()),
-        "rank_max": int(ranks.max()),
+        "rank_mean": None if ranks is None else ranks.double().mean().item(),
+        "rank_min": None if ranks is None else int(ranks.min()),
+        "rank_max": None if ranks is None else int(ranks.max()),
         "break_even_rank": break_even_rank(m, n, numbers),
         "error_mean": _finite(errors.mean().item()),
         "error_max": _finite(errors.max().item()),
@@ -107,7 +109,7 @@ def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str
         "factor_bytes": held,
         "cut_im2col": 1 - held / im2col,
         "cut_input": 1 - held / inputs,
-        "ranks": ranks[:SAMPLE].tolist(),
+        "ranks": None if ranks is None else ranks[:SAMPLE].tolist(),
         "errors": [_finite(float(f"{error:.6g}")) for error in errors[:SAMPLE].tolist()],
     }
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lrbench.bit_modules import lean_modules, unlean
 from lrbench.conv import CompressedConvolution, compressed_layers, unwrap
+from lrbench.factors import Factors
 from lrbench.im2col import Geometry, Im2col
-from lrbench.measure.formula import Code, UnknownModuleError, factor_bytes, held_by_formula
+from lrbench.measure.formula import Ranks, UnknownModuleError, factor_bytes, held_by_formula
 from lrbench.measure.ledger import Entry, Ledger, take_ledger
 
 __all__ = ["measure_savings", "saved_inputs"]
@@ -74,12 +75,12 @@ def saved_inputs(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> dict[
     return {name: _alone(name, ledger) for name in ledger.inputs}
 
 
-def _measured(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Ledger, dict[str, Code]]:
+def _measured(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Ledger, dict[str, int]]:
     """The ledger of a step that is not the first, and what the compressors say in it."""
     model = copy.deepcopy(model).train()  # running statistics and a compressor's state are the copy's
     with _seeded(x.device, seed):
         model(x)  # kernels are built, and what is allocated once is allocated
-    codes: dict[str, Code] = {}
+    codes: dict[str, int] = {}
     observed = copy.deepcopy(model)
     for name, layer in compressed_layers(observed).items():
         layer.conv.register_forward_pre_hook(_observer(name, layer, codes))
@@ -89,25 +90,28 @@ def _measured(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Ledger
         return take_ledger(model, lambda: F.cross_entropy(model(x), y)), codes
 
 
-def _observer(name: str, layer: CompressedConvolution, codes: dict[str, Code]) -> Any:
+def _observer(name: str, layer: CompressedConvolution, codes: dict[str, int]) -> Any:
     compressor = copy.deepcopy(layer.compressor)  # the layer's own compresses the same block once more
 
     def observe(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         blocks = Im2col.of(inputs[0], Geometry.of(layer.conv))
-        factors = compressor.compress(blocks)
+        compressed = compressor.compress(blocks)
         N, m, n = blocks.shape
-        kept = factors.kept_index
-        own = torch.ones(N, dtype=torch.bool, device=kept.device)
-        own[kept] = False
-        numbers = m * n if compressor.name == "none" else blocks.tensor[0].numel()
-        codes[name] = Code(
+        if not isinstance(compressed, Factors) or compressed.ranks is None:
+            # No ranks say it: the shapes of what the method says that it keeps do.
+            codes[name] = sum(tensor.numel() * tensor.itemsize for tensor in compressed.tensors())
+            return
+        own = torch.ones(N, dtype=torch.bool, device=blocks.device)
+        own[compressed.kept_index] = False
+        said = Ranks(
             shape=(N, m, n),
-            ranks=factors.ranks[own].tolist(),
-            stored=len(kept),
-            numbers=numbers,
+            ranks=compressed.ranks[own].tolist(),
+            stored=len(compressed.kept_index),
+            numbers=m * n if compressor.name == "none" else blocks.tensor[0].numel(),
             itemsize=blocks.dtype.itemsize,
-            shared=factors.starts is not None,
+            shared=compressed.starts is not None,
         )
+        codes[name] = factor_bytes(said)
 
     return observe
 
@@ -120,7 +124,7 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _formulas(model: nn.Module, x: Tensor, codes: dict[str, Code]) -> dict[str, Any]:
+def _formulas(model: nn.Module, x: Tensor, codes: dict[str, int]) -> dict[str, Any]:
     try:
         ours = sum(held_by_formula(model, x, codes).values())
         plain = sum(held_by_formula(unlean(unwrap(copy.deepcopy(model))), x, {}).values())
@@ -149,7 +153,7 @@ def _others(name: str, entry: Entry) -> str | None:
 
 
 def _compare(
-    name: str, layers: dict[str, CompressedConvolution], ours: Ledger, bare: Ledger, code: Code
+    name: str, layers: dict[str, CompressedConvolution], ours: Ledger, bare: Ledger, formula: int
 ) -> dict[str, Any]:
     """One layer's row."""
     size, entry = ours.inputs[name]
@@ -160,7 +164,7 @@ def _compare(
     still = size if entry is not None and entry.kind == "graph" and first else 0
     rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and e is not entry]
     held = sum(e.nbytes for e in rows)
-    formula = factor_bytes(code) if layers[name].path != "forward" else size
+    formula = size if layers[name].path == "forward" else formula
     saved, _ = _alone(name, bare)
     row = {
         "layer": name,

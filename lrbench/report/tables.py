@@ -221,8 +221,9 @@ def blocks_table(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         for layer in record.get("layers") or ():
             where = {"id": record["id"], "layer": layer["layer"], "index": layer.get("index")}
-            pairs = zip(layer.get("ranks") or (), layer.get("errors") or (), strict=False)
-            rows += [where | {"rank": rank, "error": error} for rank, error in pairs]
+            errors = layer.get("errors") or ()
+            ranks = layer.get("ranks") or [None] * len(errors)
+            rows += [where | {"rank": rank, "error": error} for rank, error in zip(ranks, errors, strict=False)]
     return _frame(rows, _BLOCK_TYPES)
 
 

@@ -165,13 +165,13 @@ def test_a_block_is_stored_only_when_no_smaller_factors_keep_the_tolerance(dtype
 def test_compressing_images_never_forms_the_whole_batch(
     kernel_size: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every method but none, whose result it is."""
+    """Every method but none, whose result it is, rproj, whose result has its own size, and hosvd, which takes all."""
     monkeypatch.setattr(lrbench.compressors.base, "WORKSPACE_BYTES", {"cpu": 1 << 18})
     monkeypatch.setattr(lrbench.blocks, "STRIP_BYTES", {"cpu": 1 << 15})
     ramp = torch.linspace(0, 1, 16)
     x = (ramp[:, None] * ramp + torch.linspace(0, 1, 32)[:, None, None]).unsqueeze(1).expand(32, 3, 16, 16)
     blocks = lrbench.Im2col(x.contiguous(), kernel_size, stride)
-    for name in set(lrbench.list_compressors()) - {"none"}:
+    for name in set(lrbench.list_compressors()) - {"none", "rproj", "hosvd"}:
         compressor = lrbench.get_compressor(name, eps=0.1)
         with Allocations() as seen:
             compressor.compress(blocks)
@@ -191,7 +191,8 @@ def test_mixed_scales_do_not_see_each_other(dtype: torch.dtype) -> None:
             compressor = lrbench.get_compressor(name, eps=eps)
             factors = compressor.compress(mixed)
             assert factors.dense().isfinite().all()
-            assert torch.equal(factors.ranks, compressor.compress(ordinary).ranks), (name, eps)
+            if compressor.low_rank:
+                assert torch.equal(factors.ranks, compressor.compress(ordinary).ranks), (name, eps)
 
 
 def test_the_oracle_itself() -> None:

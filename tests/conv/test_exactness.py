@@ -65,7 +65,7 @@ def test_any_layout_of_images_and_of_output_gradients_will_do(groups: int, path:
 
 
 @every_path
-@pytest.mark.parametrize("compressor", ["none", "svd", "aca"])
+@pytest.mark.parametrize("compressor", ["none", "svd", "aca", "input", "quant4", "topk", "hosvd"])
 def test_an_empty_batch_goes_there_and_back_like_the_native(compressor: str, path: Path) -> None:
     layer = nn.Conv2d(4, 6, 3, padding=1, groups=2, dtype=torch.float64)
     x = torch.zeros(0, 4, 5, 7, dtype=torch.float64)
@@ -116,12 +116,12 @@ def test_outputs_and_gradients_have_the_layers_dtype(dtype: torch.dtype, path: P
 
 
 @every_path
-@pytest.mark.parametrize("name", ["none", "svd"])
+@pytest.mark.parametrize("name", ["none", "svd", "input", "topk", "hosvd"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_an_output_may_be_overwritten_by_the_next_layer(layout: torch.memory_format, name: str, path: Path) -> None:
     plain = nn.Sequential(nn.Conv2d(4, 6, 3, dtype=torch.float64), nn.ReLU(inplace=True))
     plain = plain.to(memory_format=layout)  # type: ignore[call-overload]
-    options = {} if name == "none" else {"eps": 1e-13}
+    options = {} if name in ("none", "input") else {"eps": 1e-13}
     wrapped = lrbench.wrap(copy.deepcopy(plain), "1", name, path=path, **options)
     for x in (smooth_images(2, 4, 6, 6), smooth_images(1, 4, 6, 6)[0]):
         gradients = []

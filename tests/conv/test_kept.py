@@ -151,7 +151,7 @@ def test_uncompressed_layers_keep_im2col(path: Path) -> None:
     assert x.untyped_storage().data_ptr() not in storages(packed)
 
 
-@pytest.mark.parametrize("compressor", ["svd", "none"])
+@pytest.mark.parametrize("compressor", ["svd", "none", "quant4", "topk", "hosvd"])
 @pytest.mark.parametrize("x", [smooth_images(*IMAGES), noise()], ids=["factors", "stored"])
 @lean_paths
 def test_overwriting_x_after_the_forward_pass_changes_no_gradient(path: Path, x: Tensor, compressor: str) -> None:
@@ -161,6 +161,39 @@ def test_overwriting_x_after_the_forward_pass_changes_no_gradient(path: Path, x:
     x.fill_(float("nan"))
     grads = torch.autograd.grad(output, [layer.weight, layer.bias], output_gradient(output))
     assert_close(grads, (expected.weight, expected.bias), rtol=0, atol=0)
+
+
+@lean_paths
+def test_the_input_is_kept_by_reference(path: Path) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = smooth_images(*IMAGES).contiguous(memory_format=layout)
+        held = storages(trace(wrapped(path, "input"), x).packed)
+        assert x.untyped_storage().data_ptr() in held
+        assert sum(held.values()) - x.untyped_storage().nbytes() <= 64 + 8 * 36 * 8  # the weight, and the origins
+
+
+@lean_paths
+def test_overwriting_an_input_that_is_kept_is_an_error_as_natively(path: Path) -> None:
+    for layer in (native(wrapped(path)), wrapped(path, "input")):
+        x = smooth_images(*IMAGES)
+        output = layer(x)
+        x.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+
+@lean_paths
+@pytest.mark.parametrize("name", ["quant4", "dct", "pool", "bf16", "hosvd"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_graph_keeps_the_code_of_an_input_only(path: Path, name: str, groups: int) -> None:
+    layer = wrapped(path, lrbench.get_compressor(name, eps=0.3), groups)
+    x = smooth_images(*IMAGES).requires_grad_() + 0
+    packed = trace(layer, x).packed
+    code = [tensor for tensor in packed if tensor is not layer.weight]
+    expected = lrbench.get_compressor(name, eps=0.3).compress(lrbench.Im2col.of(x, lrbench.Geometry.of(layer)))
+    assert_close(code, list(expected.tensors()), rtol=0, atol=0)
+    assert sum(storages(code).values()) == expected.nbytes < x.numel() * x.element_size() / 2
+    assert x.untyped_storage().data_ptr() not in storages(packed)
 
 
 @every_path

@@ -1,5 +1,7 @@
 """Where the approximation acts on each path, against D̂ itself."""
 
+import copy
+
 import pytest
 import torch
 from conv_oracle import CASES, FEW_CASES, Case, Outcome, layer_of, native, outcome, output_gradient, smooth_images
@@ -40,6 +42,69 @@ def test_the_approximation_acts_where_the_path_says(case: Case, path: Path) -> N
         weight=exact.weight if path == "forward" else grad_weight,
     )
     assert_close(outcome(lrbench.wrap(layer, "1", compressor, path=path), x), expected, **TIGHT)
+
+
+ON_INPUT = ["bf16", "dct", "hosvd", "input", "pool", "quant4", "topk"]
+
+
+@every_path
+@some_geometries
+@pytest.mark.parametrize("name", ON_INPUT)
+def test_an_encoded_input_acts_where_the_path_says(case: Case, path: Path, name: str) -> None:
+    compressor = lrbench.get_compressor(name, eps={"topk": 0.9, "hosvd": 0.6}.get(name, 0.3))
+    layer, x = case.layer(), case.images()
+    exact = outcome(layer, x)
+    output, grad_weight = approximated(case, compressor)
+    if name not in ("bf16", "input"):
+        assert (output - exact.output).norm() > 0.005 * exact.output.norm()
+    expected = exact._replace(
+        output=exact.output if path == "backward" else output,
+        weight=exact.weight if path == "forward" else grad_weight,
+    )
+    assert_close(outcome(lrbench.wrap(layer, "1", compressor, path=path), x), expected, **TIGHT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_input_itself_gives_the_native_gradients(case: Case, dtype: torch.dtype) -> None:
+    layer, x = case.layer(dtype), case.images(dtype)
+    expected = outcome(layer, x)
+    result = outcome(lrbench.wrap(layer, "1", "input", path="backward"), x)
+    assert torch.equal(result.output, expected.output)
+    for ours, theirs in zip(result[1:], expected[1:], strict=True):
+        if theirs is not None:  # sums are ordered otherwise where x's gradient is computed with the weight's
+            assert (ours - theirs).norm() <= 10 * torch.finfo(dtype).eps * theirs.norm()
+
+
+def test_the_input_itself_gives_the_native_weight_gradient_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    for plain in (nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, groups=2)):
+        x = torch.rand(5, plain.in_channels, 16, 16)
+        layer = lrbench.wrap(copy.deepcopy(plain), "1", "input", path="backward")
+        grads = [torch.autograd.grad(net(x).square().sum(), net.weight)[0] for net in (plain, layer)]
+        assert torch.equal(*grads)
+
+
+@some_geometries
+def test_random_projections_give_the_weight_gradient_on_average(case: Case) -> None:
+    layer, x = case.layer(), case.images()
+    exact = outcome(layer, x)
+    lrbench.wrap(layer, "1", lrbench.get_compressor("rproj", k=64), path="backward")
+    results = [outcome(layer, x) for _ in range(64)]
+    assert all(equal(result._replace(weight=exact.weight), exact) for result in results)
+    weights = torch.stack([result.weight for result in results])
+    assert (weights[0] - weights[1]).norm() > 0.1 * exact.weight.norm()
+    # The standard error of a mean of 64, of the Frobenius norm of all entries.
+    spread = (weights.var(0).sum() / len(weights)).sqrt()
+    assert (weights.mean(0) - exact.weight).norm() < 2 * spread
+
+
+@pytest.mark.parametrize("path", ["forward", "both"])
+def test_a_compressor_that_speaks_against_a_path_is_refused(path: Path) -> None:
+    layer = FEW_CASES[0].layer()
+    with pytest.raises(ValueError, match=f"rproj is not for layer '' on path {path}: its estimate is unbiased"):
+        lrbench.wrap(layer, "1", "rproj", path=path)
+    assert not lrbench.compressed_layers(layer)
 
 
 @pytest.mark.parametrize("compressor", ["rsvd", "aca", "aca-estimate"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lrbench
 from lrbench.checkpointing import Checkpointed
-from lrbench.measure.formula import Code, UnknownModuleError, factor_bytes, held_by_formula
+from lrbench.measure.formula import Ranks, UnknownModuleError, factor_bytes, held_by_formula
 from lrbench.measure.savings import measure_savings, saved_inputs
 from lrbench.models import paper_cnn
 
@@ -45,6 +45,10 @@ def by_layer(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
         ("101010", "none", "both"),
         ("011010", "warm", "backward"),
         ("110011", "svd", "forward"),
+        ("011111", "quant4", "backward"),
+        ("011111", "topk", "backward"),
+        ("011111", "hosvd", "backward"),
+        ("011111", "rproj", "backward"),
     ],
 )
 def test_formula_and_ledger_agree_within_one_percent(mask: str, name: str, path: str, lean: bool) -> None:
@@ -136,9 +140,9 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_factor_bytes_are_counted_by_hand() -> None:
-    code = Code(shape=(3, 10, 20), ranks=[2, 5], stored=1, numbers=50, itemsize=4)
-    assert factor_bytes(code) == 4 * (7 * 30 + 50) + (4 * 8 + 3 + 8)
-    shared = Code(shape=(2, 10, 20), ranks=[2, 5], stored=0, numbers=50, itemsize=4, shared=True)
+    said = Ranks(shape=(3, 10, 20), ranks=[2, 5], stored=1, numbers=50, itemsize=4)
+    assert factor_bytes(said) == 4 * (7 * 30 + 50) + (4 * 8 + 3 + 8)
+    shared = Ranks(shape=(2, 10, 20), ranks=[2, 5], stored=0, numbers=50, itemsize=4, shared=True)
     assert factor_bytes(shared) == 4 * (5 * 10 + 7 * 20) + (3 * 8 + 2 + 2 * 8)
 
 
