@@ -42,6 +42,16 @@ def test_a_compressor_without_tolerance_has_one_row_and_cuts_nothing():
     assert (table["violations"][1:] > 0).all()
 
 
+def test_a_method_without_ranks_is_listed_with_a_dash_and_the_bytes_that_it_holds(capsys):
+    images = photos().train_images[:100]
+    (row,) = measure_sizes(images, ["quant8"], [0.1]).to_dict("records")
+    assert pd.isna(row["mean_rank"])
+    assert row["UV_bytes"] == row["held_bytes"] == 100 * (3072 + 12 * 4 + 3)
+    assert sizes.main(["--compressors", "quant8", "rproj"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| quant8 | – | – |")]
+    assert len(lines) == 1
+
+
 def test_the_command_writes_the_table_with_its_source_and_itself(tmp_path, capsys):
     records = tmp_path / "cifar-10-mine" / "cifar-10-batches-bin" / "data_batch_1.bin"
     records.parent.mkdir(parents=True)

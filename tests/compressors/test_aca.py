@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from adversarial import FAMILIES, family, low_rank_plus_noise, photo_crops
-from contract import SLACK, TOLERANCES, assert_same_factors, decaying_blocks
+from contract import SLACK, TOLERANCES, assert_same_tensors, decaying_blocks
 from numpy.typing import NDArray
 from oracles import Matrix, cross_approximation, factor_pair, relative_errors, unit_scaled
 from torch import Tensor
@@ -189,7 +189,7 @@ def test_the_number_of_threads_does_not_show(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert factors.origin.tolist() == [Origin.OWN] * 7
-    assert_same_factors(factors, expected)
+    assert_same_tensors(factors, expected)
 
 
 @pytest.mark.parametrize("length", [1, 5, 64, 65, 200])

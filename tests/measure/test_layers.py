@@ -63,3 +63,13 @@ def test_measuring_leaves_the_model_as_it_was_and_works_on_every_path(path):
     assert torch.equal(generator, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
     assert measure_layers(model, [images(5)], seed=3) == layers
+
+
+def test_a_method_without_ranks_is_measured_without_them():
+    x = images(5)
+    model = make_model(config(mask="100000", compressor="quant4", eps=None), 10)
+    (layer,) = measure_layers(model, [x])
+    assert [layer[key] for key in ("rank_mean", "rank_min", "rank_max", "ranks", "violations")] == [None] * 5
+    assert len(layer["errors"]) == layer["blocks"] == 5
+    assert 0.01 < layer["error_mean"] < 0.2
+    assert layer["cut_input"] == pytest.approx(1 - 1587 / 12288, abs=0.01)
