@@ -51,8 +51,8 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
         A row for each pair: compressor, eps, guarantee, images; mean_rank; UV_bytes (the numbers of U and V, and of
         what is stored), held_bytes (all that the factors hold), im2col_bytes, input_bytes and saved_bytes (what of the
         input nobody else keeps: 0, for it is the batch, which the caller holds), each the mean over batches of 100;
-        cut_im2col and cut_input of UV_bytes, cut_saved, which is None where nothing is saved; error_median, error_max, violations; share_own,
-        share_escalated, share_stored.
+        cut_im2col and cut_input of UV_bytes, cut_saved, which is None where nothing is saved; error_median, error_max,
+        violations; share_own, share_escalated, share_stored.
 
     Raises
     ------
@@ -134,8 +134,8 @@ def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
         "A cut is 1 − bytes / denominator; below 0 the factors are larger than the input, which is what PyTorch's own "
         "convolution keeps. A stored block is counted with the numbers of its image.",
         "",
-        "Cut vs saved: nothing to save. The input of layer 1 is the batch itself, which the caller holds through the step "
-        "whatever the layer keeps, so compressing it frees nothing in training: the factors come on top.",
+        "Cut vs saved: nothing to save. The input of layer 1 is the batch itself, which the caller holds through the "
+        "step whatever the layer keeps, so compressing it frees nothing in training: the factors come on top.",
         "",
         f"`{command}`, lrbench {environment()['lrbench']}, commit {environment()['commit']}, "
         f"torch {environment()['torch']}.",

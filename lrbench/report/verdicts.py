@@ -338,6 +338,8 @@ def judge_held(held: Held) -> list[Verdict]:
     parts = [f"compression {_frees(held.freed)}"] if "1" in cell.mask else []
     if held.lean_freed:
         parts.append(f"modules that keep bits {_frees(held.lean_freed, 'free', 'add')}")
+    if not parts:
+        parts.append("nothing is freed")
     add(
         "good" if less else "bad",
         "holds less than the plain model" if less else "holds no less than the plain model",
