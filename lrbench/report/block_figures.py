@@ -163,7 +163,8 @@ def draw_cuts(study: Study) -> Drawing:
             ax.text(start + 0.01, 0.02, "no saving below zero", transform=ax.transAxes, fontsize=7, color=BAD)
         ax.set_xticks(range(len(places)), [f"{plain_text(layer, 12)}\n{shape_of(study, layer)}" for layer in places])
         ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(low, high))
-        ax.set_ylabel("cut: 1 − factors / " + ("saved" if column == "cut_saved" else of.removeprefix("the ")))
+        cut = "held / saved" if column == "cut_saved" else f"factors / {of.removeprefix('the ')}"
+        ax.set_ylabel(f"cut: 1 − {cut}")
         ax.grid(False, axis="x")
         if not many:
             ax.tick_params(axis="x", labelsize=6.5)
@@ -177,9 +178,9 @@ def draw_cuts(study: Study) -> Drawing:
     legend(fig, markers, 5)
     return fig, (
         "Bytes cut by the factors, one marker per run: against im2col; against the layer's input, which is what "
-        "PyTorch's own convolution keeps; and against what it saves of that and nobody else keeps. A layer whose input "
-        "is kept by another module or by the caller, too, has nothing to save: its factors come on top. The scales "
-        "differ. The compressor none keeps im2col itself and is left out."
+        "PyTorch's own convolution keeps; and, of what the layer holds by the ledger, against what it saves of the "
+        "input and nobody else keeps. A layer whose input is kept by another module or by the caller, too, has nothing "
+        "to save: its factors come on top. The scales differ. The compressor none keeps im2col itself and is left out."
     )
 
 
@@ -239,9 +240,13 @@ def draw_bytes(study: Study) -> Drawing:
         [], [], color=INK, linestyle="--", linewidth=1, label="the input: what PyTorch's own convolution keeps"
     )
     legend(fig, [dashed])
+    holders = {keeper(size.unrealised) for size in sizes if size.saved_bytes == 0} - {None}
+    kept = "".join(
+        f" The input is kept by {holder}, too: compressing it frees nothing." for holder in sorted(map(str, holders))
+    )
     return fig, (
         "Bytes of the first convolution's im2col, of its input and of the factors, scaled to a batch of 100 images, "
-        "over all masks and seeds that compress it."
+        "over all masks and seeds that compress it." + kept
     )
 
 

@@ -11,6 +11,7 @@ from lrbench.report.listings import (
     list_held,
     list_origins,
     list_peaks,
+    list_policies,
     list_runs,
     list_times,
 )
@@ -28,6 +29,7 @@ _SECTIONS = (
     ("Step time", ("time",), (list_times,)),
     ("Memory held", (), (list_held,)),
     ("Peak memory", ("memory",), (list_peaks,)),
+    ("Policies", (), (list_policies,)),
     ("Failed runs", (), ()),
     ("Not measured", (), ()),
 )

@@ -1,9 +1,12 @@
 """The tables that the page and the summary show: every cell already text, every cut beside its denominator."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from lrbench import paper
 from lrbench.report.entries import Cell, Peak, Size, Spread
@@ -43,6 +46,7 @@ __all__ = [
     "list_held",
     "list_origins",
     "list_peaks",
+    "list_policies",
     "list_runs",
     "list_times",
 ]
@@ -131,11 +135,12 @@ def list_bytes(study: Study) -> Listing:
         if comparable and size is comparable[-1]:
             rows.append(_paper_row())
     note = (
-        f"Bytes are scaled to a batch of {IMAGES} images. A cut is 1 − factors / denominator; “larger” is larger than "
-        "that denominator. im2col is the lowered matrix, the input is what PyTorch's own convolution keeps for the "
-        "backward pass, and saved is what of that nobody else keeps: where it is 0, compressing frees nothing, and the "
-        "cell names who keeps the input. Freed is the difference of two measured ledgers; a minus sign is memory that "
-        "compression adds. Errors are relative and true, in Frobenius norms. Shares of blocks: kept as the compressor's"
+        f"Bytes are scaled to a batch of {IMAGES} images. A cut is 1 − factors / denominator, against what is saved "
+        "1 − held / saved, by the ledgers; “larger” is larger than that denominator. im2col is the lowered matrix, the "
+        "input is what PyTorch's own convolution keeps for the backward pass, and saved is what of that nobody else "
+        "keeps: where it is 0, compressing frees nothing, and the cell names who keeps the input. Freed is the "
+        "difference of two measured ledgers; a minus sign is memory that compression adds. "
+        "Errors are relative and true, in Frobenius norms. Shares of blocks: kept as the compressor's"
         " own, escalated to the SVD, stored as they are."
     )
     if comparable:
@@ -317,6 +322,27 @@ def list_peaks(study: Study) -> Listing:
         numeric=frozenset(range(4, 9)),
         note="Medians over processes, with the smallest and the largest in brackets. The whole process, with Python, "
         "PyTorch, the model and the batch, is at its peak in the same step.",
+    )
+
+
+def list_policies(study: Study) -> Listing:
+    """List what each policy says of each layer."""
+    rows: dict[tuple[str, ...], None] = {}
+    for name, text in zip(study.runs["name"], study.runs["policy"], strict=True):
+        if pd.isna(text):
+            continue
+        policy = json.loads(text)
+        bits = ("no", "yes")[policy["lean"]]
+        for layer, said in policy["layers"].items() or [(MISSING, {})]:
+            options = ", ".join(f"{key} {value}" for key, value in said.get("options", {}).items())
+            method = f"{said['compressor']} v{said['version']}" if said else MISSING
+            eps, path = general(said.get("eps")), said.get("path") or MISSING
+            rows[str(name), bits, layer, method, eps, path, options or MISSING] = None
+    return Listing(
+        caption="What the policies say",
+        columns=("policy", "keeps bits", "layer", "compressor", "eps", "path", "options"),
+        rows=tuple(rows),
+        note="Keeping bits changes every ReLU, dropout and max pooling. Without an eps it is the compressor's default.",
     )
 
 

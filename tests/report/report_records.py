@@ -201,7 +201,7 @@ def make_policy_record(
     name: str, layers: dict[str, dict[str, Any]], lean: bool = False, seed: int = 0, **changes: Any
 ) -> Record:
     """Make the record of a run whose layers, by name, a policy treats."""
-    policy = {"lean": lean, "layers": layers}
+    policy = {"lean": lean, "layers": {k: {"options": {}, "version": 1, **said} for k, said in layers.items()}}
     names = [f"features.{2 * index}" for index in range(6)]
     mask = "".join("1" if place in layers else "0" for place in names)
     measured = [

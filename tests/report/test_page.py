@@ -292,6 +292,9 @@ def test_policies_are_reported_beside_compressors(report_of: Callable[..., str],
     assert "1 compressor · 2 policy files" in html
     assert "tuned: svd" in html
     assert "tuned: none" in html
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "| tuned | yes | features.4 | svd v1 | 0.3 | backward | – |" in summary
+    assert "| bits | yes | – | – | – | – | – |" in summary
     assert "as the policy says" not in html, "figures are drawn, not written"
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert names == set(NAMES)
