@@ -280,7 +280,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, column: str, names: list[str], style: d
     ax.set(xlabel="", ylabel="")
     ax.grid(False, axis="y")
     for name in set(names) - set(present):
-        _remark(ax, names.index(name), "not measured")
+        _remark(ax, names.index(name), "no blocks here")
 
 
 def _points(ax: Axes, y: int, errors: "np.ndarray[Any, Any]", eps: float, look: Look) -> None:
