@@ -81,6 +81,7 @@ class Quality(_Compression):
     def track_cut_im2col(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
         return 1 - self.compressed.nbytes / (self.blocks.shape.numel() * self.blocks.dtype.itemsize)
 
+    # There is no cut against what autograd saves: whether anybody else keeps the input depends on the model around it.
     def track_cut_input(self, inputs: dict[str, np.ndarray], name: str, block: str) -> float:
         return 1 - self.compressed.nbytes / self.blocks.tensor.nbytes
 

@@ -3,6 +3,7 @@
 python -m lrbench.ablate                                    the embedded demonstration, in results/demo
 python -m lrbench.ablate --preset paper --data-dir DIR      the paper's three masks on CIFAR-10
 python -m lrbench.ablate --dataset cifar10 --compressors svd aca --masks 000000 101010 --seeds 0 1 --out DIR
+python -m lrbench.ablate --compressors --masks 000000 --policies tuned.toml         policies beside the plain model
 
 The same command, given again, does only what is missing.
 """
@@ -101,11 +102,12 @@ class _BadRequestError(Exception):
 def _ablate(options: argparse.Namespace, command: str) -> int:
     from lrbench.datasets import load_dataset
     from lrbench.experiment import Experiment
-    from lrbench.grid import Grid, expand
+    from lrbench.grid import Grid, expand, load_policies
 
     try:
         data = load_dataset(options.dataset, options.data_dir)
-        grid = Grid(options.compressors, options.masks, options.eps, options.path, options.seeds)
+        policies = load_policies(options.policies)
+        grid = Grid(options.compressors, options.masks, options.eps, options.path, options.seeds, policies)
         C, H, W = data.train_images.shape[1:]
         configs, reasons = expand(grid, _base(options, data), len(data.classes), (C, H, W))
         if not options.dry_run:
@@ -146,8 +148,8 @@ def _run_all(configs: list[Config], experiment: Experiment, folder: Path) -> lis
     missing = [c for c in configs if run_id(c.to_json()) not in finished]
     if done:
         print(f"{len(done)} of {len(configs)} runs are done already")
-    for what, asked in (("step", experiment.rounds), ("peak", experiment.processes)):
-        without = sum(record[what] is None and record["outcome"] != "diverged" for record in done)
+    for what, asked in (("step", experiment.rounds), ("peak", experiment.processes), ("savings", experiment.processes)):
+        without = sum(record.get(what) is None and record["outcome"] != "diverged" for record in done)
         if asked and without:
             print(f"{without} of them hold no {what} measurement: --force does them again")
     failed = []
@@ -178,8 +180,10 @@ def _run_all(configs: list[Config], experiment: Experiment, folder: Path) -> lis
 
 def describe(config: Config) -> str:
     """Name a run in a few words."""
-    if config.compressor is None:
+    if config.plain:
         return f"{config.mask} plain, seed {config.seed}"
+    if config.policy is not None:
+        return f"{config.mask} policy {config.compressor}, seed {config.seed}"
     eps = "" if config.eps is None else f" {config.eps:g}"
     return f"{config.mask} {config.compressor}{eps} {config.path}, seed {config.seed}"
 
@@ -263,11 +267,19 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--epochs", type=int)
     add("--batch-size", type=int)
     add("--learning-rate", type=float, default=1e-3)
-    add("--compressors", nargs="+", metavar="NAME")
+    add("--compressors", nargs="*", metavar="NAME", help="with no name: the plain model and policies only")
     add("--masks", nargs="+", metavar="MASK", help="bits such as 101010, or layer names or patterns joined by commas")
     add("--eps", type=float, nargs="+", help="requested relative errors, in (0, 1]")
     add("--path", nargs="+", metavar="PATH", help="forward, backward or both")
     add("--seeds", type=int, nargs="+", metavar="SEED")
+    add(
+        "--policies",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="TOML files: each is one more cell, by its name",
+    )
     add("--device", default="cpu")
     add("--threads", type=int, help="of the CPU; part of a run's identity")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")

@@ -230,7 +230,7 @@ class Experiment:
 
 def step_for_peak(argument: dict[str, Any]) -> Callable[[], object]:
     """Make the step whose peak is measured, in the process that measures it."""
-    config = Config(**{**argument["config"], "widths": tuple(argument["config"]["widths"])})
+    config = Config.from_json(argument["config"])
     prepare_torch(config)
     state = torch.load(argument["file"], weights_only=True, map_location=config.device)
     model = make_model(config, argument["classes"])
@@ -240,7 +240,8 @@ def step_for_peak(argument: dict[str, Any]) -> Callable[[], object]:
 
 
 def _plain(config: Config) -> Config:
-    return replace(config, mask="0" * len(config.mask), compressor=None, compressor_version=None, eps=None, path=None)
+    mask = "0" * len(config.mask)
+    return replace(config, mask=mask, compressor=None, compressor_version=None, eps=None, path=None, policy=None)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

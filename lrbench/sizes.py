@@ -51,8 +51,10 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
     -------
     pandas.DataFrame
         A row for each pair: compressor, eps, guarantee, images; mean_rank (NaN where ranks do not apply); UV_bytes (the
-        numbers of U and V, and of what is stored; all that is held where there are none), held_bytes, im2col_bytes and
-        input_bytes, each the mean over batches of 100; cut_im2col and cut_input of UV_bytes; error_median, error_max,
+        numbers of U and V, and of what is stored; all that is held where there are none), held_bytes, im2col_bytes,
+        input_bytes and saved_bytes (what of the input nobody else keeps: 0, for it is the batch, which the caller
+        holds), each the mean over batches of 100; cut_im2col and cut_input of UV_bytes, cut_saved, which is None where
+        nothing is saved; error_median, error_max,
         violations; share_own, share_escalated, share_stored.
 
     Raises
@@ -81,6 +83,7 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
                     "held_bytes": compressed.nbytes,
                     "im2col_bytes": blocks.shape.numel() * blocks.dtype.itemsize,
                     "input_bytes": blocks.tensor.nbytes,
+                    "saved_bytes": 0,
                 }
             )
             none = torch.full((len(blocks),), torch.nan)
@@ -98,6 +101,7 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
                 **bytes_,
                 "cut_im2col": 1 - bytes_["UV_bytes"] / bytes_["im2col_bytes"],
                 "cut_input": 1 - bytes_["UV_bytes"] / bytes_["input_bytes"],
+                "cut_saved": None,
                 "error_median": errors.median().item(),
                 "error_max": errors.max().item(),
                 "violations": violations(errors, eps) if compressor.uses_eps else None,
@@ -142,6 +146,9 @@ def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
         "A cut is 1 − bytes / denominator; below 0 the factors are larger than the input, which is what PyTorch's own "
         "convolution keeps. A stored block is counted with the numbers of its image; a method without ranks, with all "
         "that it holds.",
+        "",
+        "Cut vs saved: nothing to save. The input of layer 1 is the batch itself, which the caller holds through the "
+        "step whatever the layer keeps, so compressing it frees nothing in training: the factors come on top.",
         "",
         f"`{command}`, lrbench {environment()['lrbench']}, commit {environment()['commit']}, "
         f"torch {environment()['torch']}.",

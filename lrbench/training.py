@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lrbench.conv import Path as CompressionPath
 from lrbench.conv import compressed_layers, wrap
 from lrbench.datasets import Dataset, to_float
 from lrbench.models import build_model
+from lrbench.policy import Policy
 
 __all__ = [
     "Config",
@@ -72,6 +73,9 @@ class Config:
         Where the run computes.
     threads : int
         Of the CPU; sums are ordered by it.
+    policy : str or None
+        What is done to each layer, as :meth:`lrbench.Policy.identity` writes it. ``compressor`` is its name then, the
+        mask has a bit for each layer that it names, and version, eps and path are None.
     """
 
     dataset: str
@@ -91,10 +95,24 @@ class Config:
     path: CompressionPath | None
     device: str
     threads: int
+    policy: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give the configuration as plain JSON types."""
-        return {**asdict(self), "widths": list(self.widths)}
+        """Give the configuration as plain JSON types; without a policy it is as it was before there were any."""
+        given = {**asdict(self), "widths": list(self.widths)}
+        if self.policy is None:
+            del given["policy"]
+        return given
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> "Config":
+        """Read what :meth:`to_json` gave."""
+        return cls(**{**given, "widths": tuple(given["widths"])})
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model is the plain one: a policy may change it where the mask has no one."""
+        return self.policy is None and "1" not in self.mask
 
 
 @dataclass(frozen=True)
@@ -206,7 +224,9 @@ def make_model(config: Config, classes: int) -> nn.Module:
         torch.manual_seed(_derived(config.seed, "weights"))
         model = build_model(config.model, config.widths, classes)
     model.to(config.device)
-    if config.compressor is not None and config.path is not None:
+    if config.policy is not None:
+        wrap(model, Policy.from_identity(config.policy))
+    elif config.compressor is not None and config.path is not None:
         options = {} if config.eps is None else {"eps": config.eps}
         wrap(model, config.mask, get_compressor(config.compressor, **options), path=config.path)
     return model

@@ -37,3 +37,4 @@ def config(**changes) -> Config:
 
 
 PLAIN = {"mask": "000000", "compressor": None, "compressor_version": None, "eps": None, "path": None}
+POLICY = {"compressor": "tuned", "compressor_version": None, "eps": None, "path": None}

@@ -193,6 +193,8 @@ def test_an_interrupted_grid_is_completed_by_the_same_command(finished, tmp_path
         (["--learning-rate", "inf"], "positive"),
         (["--device", "nowhere"], "--device is nowhere"),
         (["--dataset", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent"),
+        (["--policies", "/nonexistent/tuned.toml"], "the policy /nonexistent/tuned.toml cannot be read"),
+        (["--compressors", "--masks", "100000"], "there is nothing to run"),
     ],
 )
 def test_a_bad_request_gets_one_sentence_and_loses_nothing(finished, more, message, capsys):
@@ -233,3 +235,24 @@ def test_every_run_of_a_folder_is_json_with_the_command_that_gave_it(finished):
         record = json.loads(path.read_text())
         assert record["environment"]["command"].startswith("python -m lrbench.ablate --dataset photos")
         assert record["data"]["name"] == photos().name
+
+
+def test_policies_run_beside_the_plain_model_and_are_reported(tmp_path, capsys):
+    (tmp_path / "tuned.toml").write_text('lean = true\n[layers.conv4]\ncompressor = "svd"\neps = 0.3\n')
+    (tmp_path / "bits.toml").write_text("lean = true\n")
+    files = [str(tmp_path / name) for name in ("tuned.toml", "bits.toml")]
+    grid = ["--compressors", "--masks", "000000", "--policies", *files]
+    assert run(tmp_path / "out", grid=grid) == 0
+    found = {record["config"]["compressor"]: record for record in read_runs(tmp_path / "out")}
+    assert set(found) == {None, "tuned", "bits"}
+    assert [layer["layer"] for layer in found["tuned"]["layers"]] == ["conv4"]
+    plain, bits = ([epoch["test_loss"] for epoch in found[name]["epochs"]] for name in (None, "bits"))
+    assert plain == bits, "bits change no number"
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "| 000100 | tuned | – | – |" in summary
+    capsys.readouterr()
+    assert run(tmp_path / "out", "--dry-run", grid=grid) == 0
+    out = capsys.readouterr().out
+    assert "finished  000100 policy tuned, seed 0" in out
+    assert "finished  000000 policy bits, seed 0" in out
+    assert "3 runs, 3 finished" in out

@@ -2,10 +2,12 @@ import json
 
 import pytest
 import torch
-from runs import PLAIN, config, photos
+from runs import PLAIN, POLICY, config, photos
 
-from lrbench.experiment import Experiment
+from lrbench import LayerPolicy, Policy
+from lrbench.experiment import Experiment, step_for_peak
 from lrbench.store import run_id
+from lrbench.training import make_model
 
 SECONDS = {"seconds", "started", "finished", "step", "peak"}
 
@@ -136,3 +138,41 @@ def test_a_resumed_runs_seconds_are_those_of_all_its_epochs(tmp_path):
     state["history"][0]["seconds"] = 1000.0
     torch.save(state, checkpoint)
     assert experiment.run(run)["seconds"] > 1000
+
+
+def test_a_policys_run_is_measured_beside_the_plain_model(tmp_path):
+    policy = Policy({"conv2": LayerPolicy("svd", 0.3), "conv4": LayerPolicy("aca", 0.2, "both")}, lean=True)
+    run = config(**POLICY, mask="010100", policy=policy.identity(), epochs=1)
+    record = Experiment(photos(), tmp_path, rounds=1, processes=1).run(run)
+    assert record["reason"] is None
+    assert [(layer["layer"], layer["eps"]) for layer in record["layers"]] == [("conv2", 0.3), ("conv4", 0.2)]
+    assert record["step"]["ratio"]["median"] > 0
+    assert record["peak"] is None or record["peak"]["wrapped_bytes"]["median"] > 0, record["peak_reason"]
+    savings = record["savings"]
+    assert savings["lean_freed_bytes"] > 0
+    assert savings["plain_bytes"] - savings["lean_freed_bytes"] - savings["freed_bytes"] == savings["held_bytes"]
+
+
+def test_a_policy_that_only_keeps_bits_is_no_plain_run(tmp_path):
+    run = config(**POLICY, mask="000000", policy=Policy({}, lean=True).identity(), epochs=1)
+    record = Experiment(photos(), tmp_path, rounds=1, processes=0).run(run)
+    assert record["layers"] == []
+    assert record["step"]["ratio"]["median"] > 0
+
+
+def test_the_plain_models_peak_is_that_of_a_model_without_policy(tmp_path, monkeypatch):
+    made = []
+
+    def measured(target, argument, processes, at_once):
+        step_for_peak(argument)
+        made.append(argument["config"])
+        raise MemoryError("enough")
+
+    monkeypatch.setattr("lrbench.experiment.measure_peak", measured)
+    run = config(**POLICY, mask="000000", policy=Policy({}, lean=True).identity(), epochs=1)
+    experiment = Experiment(photos(), tmp_path, rounds=0, processes=1)
+    assert "enough" in experiment.run(run)["peak_reason"]
+    assert made == [config(**PLAIN, epochs=1).to_json()]
+    with pytest.raises(MemoryError):
+        experiment._peak(make_model(run, 10), run)
+    assert made[1] == run.to_json()

@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 from runs import config
 
+from lrbench import LayerPolicy, Policy
 from lrbench.compressors import UnknownCompressorError, compressor_class
-from lrbench.grid import Grid, expand
+from lrbench.grid import Grid, expand, load_policies
 from lrbench.im2col import Geometry
+from lrbench.store import read_runs, run_id
+from lrbench.training import Config
 
 
 def cells(grid):
@@ -81,3 +86,70 @@ def test_compressors_are_asked_with_the_geometry_and_the_size_of_each_layers_inp
 def test_a_grid_of_which_nothing_is_left_is_refused() -> None:
     with pytest.raises(ValueError, match="no run is left: rproj on path both is left out"):
         cells(Grid(["rproj"], ["100000"], [0.1], ["both"], [0]))
+
+
+TUNED = Policy({"conv2": LayerPolicy("svd", 0.3), "conv4": LayerPolicy("rsvd", 0.1, "both", {"sketch": 4})}, lean=True)
+BITS = Policy({}, lean=True)
+
+
+def with_policies(policies, compressors=(), masks=("000000",)):
+    return expand(Grid(compressors, masks, [0.1], ["both"], [0, 1], policies), config(), classes=10)
+
+
+def test_a_policy_is_one_cell_for_each_seed():
+    runs, reasons = with_policies({"tuned": TUNED, "bits": BITS}, ["svd"], ["000000", "100000"])
+    cells = [(r.mask, r.compressor, r.compressor_version, r.eps, r.path, r.seed) for r in runs[-4:]]
+    assert cells == [(m, n, None, None, None, s) for m, n in (("010100", "tuned"), ("000000", "bits")) for s in (0, 1)]
+    assert len(runs) == 2 + 2 + 4
+    assert Policy.from_identity(runs[-4].policy) == TUNED
+    assert [run.plain for run in runs] == [True] * 2 + [False] * 6
+    assert not reasons
+
+
+def test_without_a_compressor_policies_run_beside_the_plain_model_and_the_other_masks_are_named():
+    runs, reasons = with_policies({"bits": BITS}, masks=["000000", "101010"])
+    assert [run.compressor for run in runs] == [None, None, "bits", "bits"]
+    assert reasons == ["mask 101010 does not run: no compressor is named"]
+    with pytest.raises(ValueError, match="no run is left: mask 101010 does not run"):
+        with_policies({}, masks=["101010"])
+
+
+def test_what_a_policy_says_is_part_of_a_runs_identity():
+    (first, _), _ = with_policies({"a": TUNED}, masks=[])
+    (other, _), _ = with_policies({"a": Policy(TUNED.layers)}, masks=[])
+    (again, _), _ = with_policies({"a": TUNED}, masks=[])
+    assert run_id(first.to_json()) == run_id(again.to_json()) != run_id(other.to_json())
+    assert Config.from_json(first.to_json()) == first
+
+
+def test_runs_without_a_policy_keep_the_names_that_they_had_before_there_were_any():
+    records = read_runs(Path(__file__).parent.parent / "results" / "first-look")
+    assert len(records) == 14
+    for record in records:
+        assert run_id(Config.from_json(record["config"]).to_json()) == record["id"]
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ({"svd": TUNED}, "a policy is called svd"),
+        ({"plain": TUNED}, "a policy is called plain"),
+        ({"idle": Policy({})}, "policy idle changes nothing"),
+        ({"wide": Policy({"conv9": LayerPolicy("svd")})}, "policy wide: the policy names conv9"),
+        ({"typo": Policy({"conv1": LayerPolicy("svf")})}, "policy typo: .*svd"),
+        ({"typo": Policy({"conv1": LayerPolicy("svd", options={"sketches": 3})})}, "policy typo: .*sketches"),
+    ],
+)
+def test_a_policy_that_cannot_run_is_refused_by_its_name(policies, message):
+    with pytest.raises(ValueError, match=message):
+        with_policies(policies)
+
+
+def test_policies_are_named_by_their_files(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tuned.toml").write_text(TUNED.to_toml())
+    one, two = (tmp_path / folder / "tuned.toml" for folder in ("one", "two"))
+    assert load_policies([one, one]) == {"tuned": TUNED}
+    with pytest.raises(ValueError, match="two policies are called tuned"):
+        load_policies([one, two])

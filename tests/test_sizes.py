@@ -26,6 +26,8 @@ def test_a_row_is_the_mean_over_batches_of_what_the_factors_take():
     assert row["input_bytes"] == 100 * 3 * 1024 * 4
     assert row["cut_im2col"] == pytest.approx(1 - row["UV_bytes"] / row["im2col_bytes"])
     assert row["cut_input"] == pytest.approx(1 - row["UV_bytes"] / row["input_bytes"])
+    assert row["saved_bytes"] == 0, "the caller holds the batch"
+    assert row["cut_saved"] is None
     assert row["UV_bytes"] < row["held_bytes"] < 1.01 * row["UV_bytes"]
     assert row["violations"] == 0
     assert row["share_own"] == 1
@@ -65,6 +67,7 @@ def test_the_command_writes_the_table_with_its_source_and_itself(tmp_path, capsy
     assert "data_batch_1.bin of the folder cifar-10-mine" in text
     assert "python -m lrbench.sizes --records" in text
     assert "2,592,556" in text
+    assert "Cut vs saved: nothing to save." in text
     assert len(pd.read_csv(out / "sizes.csv")) == 1
 
 

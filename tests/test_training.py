@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from runs import PLAIN, config, photos
+from runs import PLAIN, POLICY, config, photos
 
 import lrbench
 from lrbench.conv import compressed_layers
@@ -200,3 +200,23 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_run_begins_anew(tmp_pat
         again = train(run, photos(), tmp_path / "run.pt", epochs.append)
     assert epochs == [1, 2]
     assert equal(weights(whole.model), weights(again.model))
+
+
+def test_a_policys_run_is_resumed_bit_for_bit_and_its_checkpoint_is_of_that_policy(tmp_path):
+    first, other = (
+        config(**POLICY, mask="010000", policy=lrbench.Policy({"conv2": lrbench.LayerPolicy("svd", eps)}).identity())
+        for eps in (0.3, 0.4)
+    )
+    whole = train(first, photos())
+
+    def stop(epoch):
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(first, photos(), tmp_path / "run.pt", stop)
+    epochs = []
+    resumed = train(first, photos(), tmp_path / "run.pt", epochs.append)
+    assert epochs == [2, 3]
+    assert equal(weights(whole.model), weights(resumed.model))
+    with pytest.warns(UserWarning, match="begins anew"):
+        train(other, photos(), tmp_path / "run.pt")

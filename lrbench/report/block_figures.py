@@ -17,6 +17,7 @@ from lrbench.report.facets import (
     Drawing,
     Facet,
     NothingToDraw,
+    by_layer,
     by_name,
     legend_name,
     of_condition,
@@ -26,15 +27,18 @@ from lrbench.report.facets import (
     style_of,
     why,
 )
-from lrbench.report.style import BAD, INK, MUTED, PAPER, Look, label_outer, legend, panels, plain_ticks
+from lrbench.report.style import BAD, GRID, INK, MUTED, PAPER, Look, label_outer, legend, panels, plain_ticks
 from lrbench.report.summaries import first_layer_sizes, fits_paper
 from lrbench.report.tables import Study
-from lrbench.report.wording import count, number, plain_text
+from lrbench.report.wording import count, join, keeper, number, plain_text
 
 __all__ = ["draw_bytes", "draw_cuts", "draw_error", "draw_ranks"]
 
 FLOOR = 1e-3
 """Errors are drawn no lower than this share of eps."""
+
+MANY = 3
+"""Layers up to which panels of cuts stand side by side."""
 
 POINTS = 60
 """Blocks drawn as points for one compressor and layer."""
@@ -42,7 +46,7 @@ POINTS = 60
 
 def draw_error(study: Study) -> Drawing:
     """Draw requested against achieved relative error per block, one panel per layer and condition."""
-    blocks = study.blocks[study.blocks["error"].notna() & study.blocks["eps"].notna()]
+    blocks = by_layer(study.blocks[study.blocks["error"].notna() & study.blocks["layer_eps"].notna()])
     if blocks.empty:
         raise NothingToDraw(why(study, "layers", "errors of blocks"))
     facets = part(blocks, "layer", "index")
@@ -80,7 +84,7 @@ def draw_error(study: Study) -> Drawing:
 
 def draw_ranks(study: Study) -> Drawing:
     """Draw ranks per block by layer and compressor, with the rank above which factors outgrow the input."""
-    blocks = study.blocks[study.blocks["rank"].notna() & (study.blocks["compressor"] != "none")]
+    blocks = study.blocks[study.blocks["rank"].notna() & (study.blocks["layer_compressor"] != "none")]
     if blocks.empty:
         raise NothingToDraw(why(study, "layers", "ranks of blocks"))
     facets = part(blocks, "layer", "index")
@@ -117,49 +121,95 @@ def draw_ranks(study: Study) -> Drawing:
 
 
 def draw_cuts(study: Study) -> Drawing:
-    """Draw cuts by layer and compressor against im2col and against the input, one marker per run."""
+    """Draw cuts by layer and compressor against im2col, the input and what is saved, one marker per run."""
     known = study.layers[["cut_im2col", "cut_input"]].notna().all(axis=1)
-    layers = study.layers[known & (study.layers["compressor"] != "none")]
+    layers = study.layers[known & (study.layers["layer_compressor"] != "none")]
     if layers.empty:
         raise NothingToDraw(why(study, "layers", "bytes of factors"))
-    columns = (("cut_im2col", "im2col"), ("cut_input", "the input"))
-    jobs = [(facet, *column) for facet in part(layers, "setting") for column in columns]
-    fig, axes = panels([facet.title(f"against {of}") for facet, _, of in jobs], 2, 2.5)
+    columns = (("cut_im2col", "im2col"), ("cut_input", "the input"), ("cut_saved", "what is saved"))
+    facets = part(layers, "setting")
+    jobs = [(facet, *column) for facet in facets for column in columns]
+    many = max(facet.rows["layer"].nunique() for facet in facets) > MANY
+    fig, axes = panels([facet.title(f"against {of}") for facet, _, of in jobs], 1 if many else 3, 1.9 if many else 2.7)
     style = style_of(study)
     names: dict[str, Look] = {}
+    hollow_drawn = False
     for ax, (facet, column, of) in zip(axes, jobs, strict=True):
         rows = facet.rows.sort_values("index", kind="stable")
         places = list(dict.fromkeys(rows["layer"]))
         groups = by_name(rows)
+        grey = _unsaved(rows, places) if column == "cut_saved" else {}
         for turn, (name, mine) in enumerate(groups):
             look = names.setdefault(name, style[str(mine["compressor"].iloc[0])])
             shift = 0.7 * ((turn + 0.5) / len(groups) - 0.5)
             x = [places.index(layer) + shift for layer in mine["layer"]]
             ax.plot(x, mine[column].astype(float), look.marker, color=look.colour, alpha=0.75, mec=PAPER, mew=0.4, ms=6)
-        low, high = float(rows[column].min()), float(rows[column].max())
+            if column == "cut_saved":
+                unsaved = (mine["saved_bytes"] == 0) & ~mine["layer"].isin(list(grey))
+                nothing = [spot for spot, hollow in zip(x, unsaved, strict=True) if hollow]
+                hollow_drawn = hollow_drawn or bool(nothing)
+                ax.plot(nothing, [0.0] * len(nothing), look.marker, color=PAPER, mec=MUTED, mew=0.9, ms=5, zorder=4)
+        drawn = rows[column].dropna()
+        low, high = (float(drawn.min()), float(drawn.max())) if len(drawn) else (0.0, 0.0)
         room = 0.18 * max(high - min(low, 0.0), 0.1)
         low, high = min(low, 0.0) - room, max(high, 0.0) + room
         ax.axhspan(low, 0, color=BAD, alpha=0.07, linewidth=0)
         ax.axhline(0, color=INK, linewidth=1)
-        ax.text(0.01, 0.02, "no saving below zero", transform=ax.transAxes, fontsize=7, color=BAD)
-        ax.set_xticks(range(len(places)), [f"{plain_text(layer, 18)}\n{shape_of(study, layer)}" for layer in places])
-        ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(low, high), ylabel=f"cut: 1 − factors / {of.removeprefix('the ')}")
+        _mark_unsaved(ax, grey, places, turned=not many)
+        if len(grey) == len(places):
+            ax.yaxis.set_ticks([])
+        else:
+            start = next(spot for spot, layer in enumerate(places) if layer not in grey) / len(places)
+            ax.text(start + 0.01, 0.02, "no saving below zero", transform=ax.transAxes, fontsize=7, color=BAD)
+        ax.set_xticks(range(len(places)), [f"{plain_text(layer, 12)}\n{shape_of(study, layer)}" for layer in places])
+        ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(low, high))
+        cut = "held / saved" if column == "cut_saved" else f"factors / {of.removeprefix('the ')}"
+        ax.set_ylabel(f"cut: 1 − {cut}")
         ax.grid(False, axis="x")
-        plain_ticks(ax.yaxis)
+        if not many:
+            ax.tick_params(axis="x", labelsize=6.5)
+        if len(grey) < len(places):
+            plain_ticks(ax.yaxis)
     markers = [look.handle(legend_name(name)) for name, look in names.items()]
     for marker in markers:
         marker.set_linestyle("")
+    if hollow_drawn:
+        markers.append(Line2D([], [], color=PAPER, marker="o", mec=MUTED, ms=5, linestyle="", label="nothing to save"))
     legend(fig, markers, 5)
     return fig, (
-        "Bytes cut by the factors, one marker per run: against im2col, and against the layer's input, which is what "
-        "PyTorch's own convolution keeps. The two scales differ. The compressor none keeps im2col itself and is left "
-        "out."
+        "Bytes cut by the factors, one marker per run: against im2col; against the layer's input, which is what "
+        "PyTorch's own convolution keeps; and, of what the layer holds by the ledger, against what it saves of the "
+        "input and nobody else keeps. A layer whose input is kept by another module or by the caller, too, has nothing "
+        "to save: its factors come on top. The scales differ. The compressor none keeps im2col itself and is left out."
     )
+
+
+def _unsaved(rows: pd.DataFrame, places: list[str]) -> dict[str, str]:
+    """Say of the layers of which nothing is saved under any compressor, or nothing is known, which it is."""
+    words = {}
+    for layer in places:
+        mine = rows[rows["layer"] == layer]
+        if mine["saved_bytes"].isna().all():
+            words[layer] = "not measured"
+        elif (mine["saved_bytes"].dropna() == 0).all():
+            holders = {keeper(reason) for reason in mine["unrealised"].dropna()} - {None}
+            by = f":\n{plain_text(join(sorted(map(str, holders))), 16)} keeps it" if holders else ""
+            words[layer] = f"nothing to save{by}"
+    return words
+
+
+def _mark_unsaved(ax: Axes, words: dict[str, str], places: list[str], turned: bool) -> None:
+    """Grey out such layers."""
+    for layer, text in words.items():
+        x = places.index(layer)
+        ax.axvspan(x - 0.5, x + 0.5, color=GRID, linewidth=0, zorder=2.1)
+        ax.text(x, 0.5, text, transform=ax.get_xaxis_transform(), ha="center", va="center", fontsize=7, color=INK,
+                rotation=90 if turned else 0, bbox={"facecolor": GRID, "edgecolor": "none", "pad": 1.5})  # fmt: skip
 
 
 def draw_bytes(study: Study) -> Drawing:
     """Draw the first layer's bytes for 100 images: im2col, the input, and every compressor's factors."""
-    sizes = [size for size in first_layer_sizes(study) if size.factor_bytes and size.cell.compressor != "none"]
+    sizes = [size for size in first_layer_sizes(study) if size.factor_bytes and size.method != "none"]
     if not sizes:
         raise NothingToDraw(why(study, "layers", "bytes of the first layer"))
     style = style_of(study)
@@ -190,9 +240,13 @@ def draw_bytes(study: Study) -> Drawing:
         [], [], color=INK, linestyle="--", linewidth=1, label="the input: what PyTorch's own convolution keeps"
     )
     legend(fig, [dashed])
+    holders = {keeper(size.unrealised) for size in sizes if size.saved_bytes == 0} - {None}
+    kept = "".join(
+        f" The input is kept by {holder}, too: compressing it frees nothing." for holder in sorted(map(str, holders))
+    )
     return fig, (
         "Bytes of the first convolution's im2col, of its input and of the factors, scaled to a batch of 100 images, "
-        "over all masks and seeds that compress it."
+        "over all masks and seeds that compress it." + kept
     )
 
 
@@ -226,7 +280,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, column: str, names: list[str], style: d
     ax.set(xlabel="", ylabel="")
     ax.grid(False, axis="y")
     for name in set(names) - set(present):
-        _remark(ax, names.index(name), "not measured")
+        _remark(ax, names.index(name), "no blocks here")
 
 
 def _points(ax: Axes, y: int, errors: "np.ndarray[Any, Any]", eps: float, look: Look) -> None:
@@ -249,7 +303,7 @@ def _remark(ax: Axes, y: int, words: str, loud: bool = False, boxed: bool = Fals
 
 def _violations(study: Study, facet: Facet) -> dict[str, tuple[int, int]]:
     """Count violations and blocks by compressor, as the runs counted them, over all their blocks."""
-    rows = of_condition(study.layers, facet.condition)
+    rows = of_condition(by_layer(study.layers), facet.condition)
     rows = rows[(rows["layer"] == facet.value) & rows["violations"].notna()]
     totals = rows.groupby("name")[["violations", "blocks"]].sum()
     pairs = zip(totals["violations"], totals["blocks"], strict=True)

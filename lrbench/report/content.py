@@ -8,12 +8,14 @@ from lrbench.report.listings import (
     Listing,
     list_accuracy,
     list_bytes,
+    list_held,
     list_origins,
     list_peaks,
+    list_policies,
     list_runs,
     list_times,
 )
-from lrbench.report.tables import Study
+from lrbench.report.tables import Study, is_plain
 from lrbench.report.verdicts import PHOTOS, Headline, Verdict, headlines, judge
 from lrbench.report.wording import count, join, plural
 from lrbench.store import Record, is_finished
@@ -25,7 +27,9 @@ _SECTIONS = (
     ("Tolerance", ("error",), ()),
     ("Size", ("bytes", "ranks", "cuts"), (list_bytes,)),
     ("Step time", ("time",), (list_times,)),
+    ("Memory held", (), (list_held,)),
     ("Peak memory", ("memory",), (list_peaks,)),
+    ("Policies", (), (list_policies,)),
     ("Failed runs", (), ()),
     ("Not measured", (), ()),
 )
@@ -113,9 +117,11 @@ def _chapter(study: Study, pictures: Mapping[str, Picture], suffix: str) -> Chap
 
 def _subtitle(records: Sequence[Record]) -> str:
     failed = sum(not is_finished(record) for record in records)
-    masked = [record for record in records if "1" in record["config"]["mask"]]
+    changed = [record for record in records if not is_plain(record["config"])]
+    by_policy = [record for record in changed if record["config"].get("policy") is not None]
     counts = (
-        (len(_values(masked, "compressor")), "compressor"),
+        (len(_values([record for record in changed if record not in by_policy], "compressor")), "compressor"),
+        (len(_values(by_policy, "policy")), "policy file"),
         (len(_values(records, "mask")), "mask"),
         (len(_values(records, "seed")), "seed"),
     )

@@ -11,17 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from lrbench.report.entries import Peak, Timing
 from lrbench.report.facets import Drawing, Facet, NothingToDraw, by_name, legend_name, part, part_cells, style_of, why
 from lrbench.report.style import BAD, INK, MUTED, PAPER, Look, label_outer, legend, panels
-from lrbench.report.summaries import (
-    MARGIN,
-    Peak,
-    Timing,
-    compare_accuracy,
-    measure_peaks,
-    measure_times,
-    plain_mask,
-)
+from lrbench.report.summaries import MARGIN, compare_accuracy, measure_peaks, measure_times, plain_mask
 from lrbench.report.tables import Study
 from lrbench.report.wording import number
 

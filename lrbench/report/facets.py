@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lrbench.report.entries import Cell
 from lrbench.report.style import Look, looks
-from lrbench.report.summaries import Cell
 from lrbench.report.tables import Study, finished, place
 from lrbench.report.wording import join, plain_text
 
-__all__ = ["Drawing", "Facet", "NothingToDraw", "belongs", "by_name", "conditions", "part", "part_cells"]
+__all__ = ["Drawing", "Facet", "NothingToDraw", "belongs", "by_layer", "by_name", "conditions", "part", "part_cells"]
 
 Drawing = tuple[Figure, str]
 """A figure and its caption."""
@@ -81,6 +81,15 @@ def belongs(condition: str, eps: Any, path: Any, to: str) -> bool:
 def of_condition(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
     """Return the rows that are shown in a condition."""
     return rows[[belongs(*cell, condition) for cell in zip(rows["condition"], rows["eps"], rows["path"], strict=True)]]
+
+
+def by_layer(rows: pd.DataFrame) -> pd.DataFrame:
+    """Put layers or blocks of policies under the eps and the path that the policy gives their layer."""
+    policy = rows["policy"].notna()
+    pairs = zip(rows["layer_eps"], rows["layer_path"], strict=True)
+    words = pd.Series([f"eps {eps:g}, path {path}" for eps, path in pairs], rows.index, dtype=object)
+    condition = rows["condition"].astype(object).where(~policy, words)
+    return rows.assign(eps=rows["layer_eps"], path=rows["layer_path"], condition=condition)
 
 
 def by_name(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -1,18 +1,20 @@
 """The tables that the page and the summary show: every cell already text, every cut beside its denominator."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from lrbench import paper
+from lrbench.report.entries import Cell, Peak, Size, Spread
 from lrbench.report.summaries import (
     IMAGES,
-    Cell,
-    Size,
-    Spread,
     compare_accuracy,
     fits_paper,
+    measure_held,
     measure_peaks,
     measure_sizes,
     measure_times,
@@ -20,12 +22,14 @@ from lrbench.report.summaries import (
     plain_runs,
 )
 from lrbench.report.tables import Study
-from lrbench.report.verdicts import judge_accuracy, judge_peak, judge_time
+from lrbench.report.verdicts import judge_accuracy, judge_held, judge_peak, judge_time
 from lrbench.report.wording import (
     MISSING,
     NO_BREAK,
     count,
     general,
+    join,
+    keeper,
     number,
     percent,
     plural,
@@ -35,7 +39,17 @@ from lrbench.report.wording import (
 )
 from lrbench.store import Record
 
-__all__ = ["Listing", "list_accuracy", "list_bytes", "list_origins", "list_peaks", "list_runs", "list_times"]
+__all__ = [
+    "Listing",
+    "list_accuracy",
+    "list_bytes",
+    "list_held",
+    "list_origins",
+    "list_peaks",
+    "list_policies",
+    "list_runs",
+    "list_times",
+]
 
 _CELL = ("mask", "compressor", "eps", "path")
 _BYTE_COLUMNS = (
@@ -48,8 +62,11 @@ _BYTE_COLUMNS = (
     "factor bytes",
     "cut vs im2col",
     "cut vs input",
+    "cut vs saved",
     "im2col bytes",
     "input bytes",
+    "saved bytes",
+    "freed bytes",
     "break-even rank",
     "mean error",
     "worst error",
@@ -118,10 +135,13 @@ def list_bytes(study: Study) -> Listing:
         if comparable and size is comparable[-1]:
             rows.append(_paper_row())
     note = (
-        f"Bytes are scaled to a batch of {IMAGES} images. A cut is 1 − factors / denominator; “larger” is larger than "
-        "that denominator. im2col is the lowered matrix, the input is what PyTorch's own convolution keeps for the "
-        "backward pass. Errors are relative and true, in Frobenius norms. Shares of blocks: kept as the compressor's "
-        "own, escalated to the SVD, stored as they are."
+        f"Bytes are scaled to a batch of {IMAGES} images. A cut is 1 − factors / denominator, against what is saved "
+        "1 − held / saved, by the ledgers; “larger” is larger than that denominator. im2col is the lowered matrix, the "
+        "input is what PyTorch's own convolution keeps for the backward pass, and saved is what of that nobody else "
+        "keeps: where it is 0, compressing frees nothing, and the cell names who keeps the input. Freed is the "
+        "difference of two measured ledgers; a minus sign is memory that compression adds. "
+        "Errors are relative and true, in Frobenius norms. Shares of blocks: kept as the compressor's"
+        " own, escalated to the SVD, stored as they are."
     )
     if comparable:
         note += (
@@ -132,7 +152,7 @@ def list_bytes(study: Study) -> Listing:
         caption=f"Bytes, ranks and true errors by layer, for {IMAGES} images",
         columns=_BYTE_COLUMNS,
         rows=tuple(rows),
-        numeric=frozenset({5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17}),
+        numeric=frozenset({*range(5, 18), 19, 20}),
         note=note,
     )
 
@@ -140,24 +160,27 @@ def list_bytes(study: Study) -> Listing:
 def _byte_row(size: Size) -> tuple[str, ...]:
     shares = (size.own, size.escalated, size.stored)
     violations = MISSING
-    if size.violations is not None and size.cell.eps is not None:
+    if size.violations is not None and size.eps is not None:
         violations = f"{count(size.violations)} of {count(size.blocks)}"
-    mask, compressor, eps, path = _cell(size.cell)
+    own = size.cell.compressor == size.method
     return (
         f"{size.layer}, {size.m} × {size.n}",
-        mask,
-        compressor,
-        eps,
-        path,
+        size.cell.mask,
+        size.cell.name if own else f"{size.cell.name}: {size.method}",
+        general(size.eps),
+        size.path or MISSING,
         number(size.rank_mean),
         count(size.factor_bytes),
         cut_cell(size.cut_im2col),
         cut_cell(size.cut_input),
+        _saved_cell(size),
         count(size.im2col_bytes),
         count(size.input_bytes),
+        count(size.saved_bytes),
+        count(size.freed_bytes),
         number(size.break_even_rank),
         relative_error(size.error_mean, None),
-        relative_error(size.error_max, size.cell.eps),
+        relative_error(size.error_max, size.eps),
         violations,
         {"block": "every block", "batch": "the batch only"}.get(size.guarantee or "", "not certified"),
         MISSING if None in shares else " / ".join(number(100 * (share or 0.0), 1) for share in shares) + " %",
@@ -176,9 +199,10 @@ def _paper_row() -> tuple[str, ...]:
         count(paper.FACTOR_BYTES),
         cut_cell(1 - paper.FACTOR_BYTES / paper.IM2COL_BYTES),
         cut_cell(1 - paper.FACTOR_BYTES / paper.INPUT_BYTES),
+        MISSING,
         count(paper.IM2COL_BYTES),
         count(paper.INPUT_BYTES),
-        *[MISSING] * (len(_BYTE_COLUMNS) - 11),
+        *[MISSING] * (len(_BYTE_COLUMNS) - 12),
     )
 
 
@@ -188,6 +212,16 @@ def cut_cell(cut: float | None) -> str:
     if cut is None or cut > 0:
         return text
     return f"{text} (no saving)" if text == number(0.0) else f"{text} (larger)"
+
+
+def _saved_cell(size: Size) -> str:
+    """Write the cut against what is saved, or who keeps the input, too."""
+    if size.saved_bytes is None:
+        return "not measured"
+    if size.saved_bytes == 0:
+        holder = keeper(size.unrealised)
+        return "nothing to save" + (f" ({holder})" if holder else "")
+    return cut_cell(size.cut_saved)
 
 
 def list_times(study: Study) -> Listing:
@@ -214,6 +248,49 @@ def list_times(study: Study) -> Listing:
     )
 
 
+def list_held(study: Study) -> Listing:
+    """List what a training step holds, by formula and by ledger, and its peak, beside the plain model's."""
+    peaks = {(peak.cell.mask, peak.cell.label): peak for peak in measure_peaks(study)}
+    rows = []
+    for plain in measure_held(study, plain=True):
+        held = (count(plain.formula), count(plain.held), *[MISSING] * 3)
+        rows.append((plain.cell.mask, "plain model", *[MISSING] * 2, *held, *[MISSING] * 2, "the reference"))
+    for entry in measure_held(study):
+        verdicts = join([verdict.outcome for verdict in judge_held(entry)])
+        figures = (
+            count(entry.formula),
+            count(entry.held),
+            number(entry.held / entry.plain) if entry.plain else MISSING,
+            count(entry.freed),
+            count(entry.lean_freed),
+        )
+        rows.append((*_cell(entry.cell), *figures, *_peak_cells(peaks.pop(_key(entry.cell), None)), verdicts))
+    for peak in peaks.values():
+        rows.append((*_cell(peak.cell), *[MISSING] * 5, *_peak_cells(peak), "not measured what it holds"))
+    images = {entry.images for plain in (True, False) for entry in measure_held(study, plain)} - {None}
+    batch = f", for a batch of {join([str(size) for size in sorted(filter(None, images))])} images" if images else ""
+    columns = ("by formula", "held", "ratio to plain", "freed by compression", "freed by keeping bits")
+    return Listing(
+        caption=f"What one training step holds{batch}, in bytes",
+        columns=(*_CELL, *columns, "peak added", "peak ratio to plain", "verdict"),
+        rows=tuple(rows),
+        numeric=frozenset(range(4, 11)),
+        prose=frozenset({11}),
+        note="Held is what the graph leaves alive when the forward pass ends, every storage once, found by a ledger; "
+        "the formula is arithmetic from shapes and ranks. Freed is the difference of two ledgers: to the model without "
+        "compression, and from that to the plain model; a minus sign is memory added. Means over seeds. The peak is "
+        "what a whole step adds to the process, and includes what lives only for a moment.",
+    )
+
+
+def _peak_cells(peak: Peak | None) -> tuple[str, str]:
+    return (MISSING, MISSING) if peak is None else (count(peak.wrapped.middle), number(peak.ratio))
+
+
+def _key(cell: Cell) -> tuple[str, str]:
+    return cell.mask, cell.label
+
+
 def list_peaks(study: Study) -> Listing:
     """List the peak memory of a training step beside the plain model's."""
     mib = 2.0**20
@@ -223,17 +300,49 @@ def list_peaks(study: Study) -> Listing:
             _spread(_scaled(peak.wrapped, mib), 1),
             _spread(_scaled(peak.plain, mib), 1),
             number(peak.ratio),
+            *(MISSING if s is None else _spread(_scaled(s, mib), 1) for s in (peak.wrapped_total, peak.plain_total)),
             f"{peak.runs} × {count(peak.processes)}",
             judge_peak(peak).outcome,
         )
         for peak in measure_peaks(study)
     )
     return Listing(
-        caption="Peak memory of a training step, in MiB, and its ratio to the plain model's",
-        columns=(*_CELL, "peak (MiB)", "plain peak (MiB)", "ratio to plain", "runs × processes", "verdict"),
+        caption="Peak memory that a training step adds, in MiB, and its ratio to the plain model's",
+        columns=(
+            *_CELL,
+            "peak (MiB)",
+            "plain peak (MiB)",
+            "ratio to plain",
+            "whole process (MiB)",
+            "plain process (MiB)",
+            "runs × processes",
+            "verdict",
+        ),
         rows=rows,
-        numeric=frozenset({4, 5, 6}),
-        note="Medians over processes, with the smallest and the largest in brackets.",
+        numeric=frozenset(range(4, 9)),
+        note="Medians over processes, with the smallest and the largest in brackets. The whole process, with Python, "
+        "PyTorch, the model and the batch, is at its peak in the same step.",
+    )
+
+
+def list_policies(study: Study) -> Listing:
+    """List what each policy says of each layer."""
+    rows: dict[tuple[str, ...], None] = {}
+    for name, text in zip(study.runs["name"], study.runs["policy"], strict=True):
+        if pd.isna(text):
+            continue
+        policy = json.loads(text)
+        bits = ("no", "yes")[policy["lean"]]
+        for layer, said in policy["layers"].items() or [(MISSING, {})]:
+            options = ", ".join(f"{key} {value}" for key, value in said.get("options", {}).items())
+            method = f"{said['compressor']} v{said['version']}" if said else MISSING
+            eps, path = general(said.get("eps")), said.get("path") or MISSING
+            rows[str(name), bits, layer, method, eps, path, options or MISSING] = None
+    return Listing(
+        caption="What the policies say",
+        columns=("policy", "keeps bits", "layer", "compressor", "eps", "path", "options"),
+        rows=tuple(rows),
+        note="Keeping bits changes every ReLU, dropout and max pooling. Without an eps it is the compressor's default.",
     )
 
 

@@ -1,12 +1,12 @@
 """What a study's runs say together: accuracy differences, sizes, errors, step times and peaks, one object per cell.
 
-A cell is a mask with a compressor (and its version), an eps and a path. Only runs of one study, that is of one setting,
-meet here, and within it only runs of one cell are summarised together; accuracy is compared seed by seed.
+A cell is a mask with a compressor (and its version), an eps and a path, or a policy. Only runs of one study, that is
+of one setting, meet here, and within it only runs of one cell are summarised together; accuracy is compared seed by
+seed.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,22 @@ import pandas as pd
 from scipy import stats
 
 from lrbench import paper
+from lrbench.report.entries import Cell, Comparison, Held, Kept, Peak, Size, Spread, Timing
 from lrbench.report.tables import Study, finished
 
-__all__ = ["Cell", "Comparison", "Kept", "Peak", "Size", "Spread", "Timing"]
+__all__ = [
+    "compare_accuracy",
+    "first_layer_sizes",
+    "fits_paper",
+    "measure_held",
+    "measure_peaks",
+    "measure_sizes",
+    "measure_times",
+    "paired_interval",
+    "plain_mask",
+    "plain_runs",
+    "tolerances",
+]
 
 IMAGES = 100
 """Batch to which bytes are scaled, the paper's."""
@@ -25,139 +38,6 @@ MARGIN = 1.0
 """Points of accuracy within which an interval must lie for "costs nothing"."""
 
 PAPER_SHAPE = (27, 1024)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What was run: the words that name it in a study, and the settings behind them."""
-
-    mask: str
-    label: str
-    name: str
-    condition: str
-    compressor: str
-    eps: float | None
-    path: str | None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A median with the lowest and highest of the bounds that its runs reported."""
-
-    middle: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Last-epoch test accuracy of a cell beside the plain model's, as trained and paired by seed.
-
-    Attributes
-    ----------
-    accuracy, exact
-        Mean over the cell's finished runs, in [0, 1]: evaluated as trained, and with exact convolutions.
-    differences
-        By seed, cell minus plain model, in points (hundredths of the test images).
-    mean, low, high
-        Mean difference and its paired t 90 % interval; the interval is None with fewer than two pairs.
-    runs
-        Finished runs of the cell.
-    diverged, chance, failed, unpaired
-        Seeds whose run diverged, ended at chance level or failed, and seeds whose plain run has no accuracy.
-    plain_chance
-        Seeds of the pairs whose plain run ended at chance level or diverged.
-    test_images
-        Images behind one accuracy.
-    """
-
-    cell: Cell
-    accuracy: float | None
-    exact: float | None
-    differences: dict[int, float]
-    mean: float | None
-    low: float | None
-    high: float | None
-    runs: int
-    diverged: tuple[int, ...]
-    chance: tuple[int, ...]
-    failed: tuple[int, ...]
-    unpaired: tuple[int, ...]
-    plain_chance: tuple[int, ...]
-    test_images: int | None
-
-
-@dataclass(frozen=True)
-class Kept:
-    """How one variant kept its tolerance, over all layers, masks and seeds of the study."""
-
-    label: str
-    compressor: str
-    eps: float
-    guarantee: str | None
-    blocks: int
-    violations: int
-    worst: float | None
-    escalated: float | None
-    stored: float | None
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes of one cell's layer, scaled to a batch of 100 images, with ranks and true errors."""
-
-    cell: Cell
-    layer: str
-    index: int
-    m: int
-    n: int
-    runs: int
-    blocks: int
-    rank_mean: float | None
-    break_even_rank: float | None
-    im2col_bytes: float | None
-    input_bytes: float | None
-    factor_bytes: float | None
-    cut_im2col: float | None
-    cut_input: float | None
-    error_mean: float | None
-    error_max: float | None
-    violations: int | None
-    guarantee: str | None
-    own: float | None
-    escalated: float | None
-    stored: float | None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Time of a training step in a cell and in the plain model, in milliseconds; ratio is wrapped over plain."""
-
-    cell: Cell
-    runs: int
-    rounds: int | None
-    wrapped: Spread
-    plain: Spread
-    ratio: Spread
-    lowering: float | None
-    compressing: float | None
-    rest: float | None
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Peak memory of a step in a cell and in the plain model, in bytes; low and high are the extremes seen."""
-
-    cell: Cell
-    runs: int
-    processes: int | None
-    wrapped: Spread
-    plain: Spread
-
-    @property
-    def ratio(self) -> float:
-        """Wrapped over plain."""
-        return self.wrapped.middle / self.plain.middle
 
 
 def plain_runs(study: Study) -> pd.DataFrame:
@@ -214,15 +94,16 @@ def paired_interval(differences: list[float], level: float = 0.9) -> tuple[float
 
 def tolerances(study: Study) -> list[Kept]:
     """Count the violations of every variant that was asked for a tolerance."""
-    measured = study.layers[study.layers["eps"].notna() & study.layers["violations"].notna()]
+    measured = study.layers[study.layers["layer_eps"].notna() & study.layers["violations"].notna()]
     kept = []
-    for label, rows in measured.groupby("label", sort=False):
+    for (label, compressor, _), rows in measured.groupby(["label", "layer_compressor", "layer_eps"], sort=False):
+        eps, by_policy = float(rows["layer_eps"].iloc[0]), rows["policy"].notna().any()
         promises = rows["guarantee"].astype(object).where(rows["guarantee"].notna(), None)
         kept.append(
             Kept(
-                label=str(label),
-                compressor=str(rows["compressor"].iloc[0]),
-                eps=float(rows["eps"].iloc[0]),
+                label=f"{label} ({compressor}, eps {eps:g})" if by_policy else str(label),
+                compressor=str(compressor),
+                eps=eps,
                 guarantee=promises.iloc[0] if promises.nunique(dropna=False) == 1 else None,
                 blocks=int(rows["blocks"].sum()),
                 violations=int(rows["violations"].sum()),
@@ -263,8 +144,13 @@ def _size(cell: Cell, rows: pd.DataFrame) -> Size:
         return _value(rows[column].sum(min_count=len(rows)) / images * IMAGES) if images else None
 
     promises = rows["guarantee"].dropna()
+    saved, held = scaled("saved_bytes"), scaled("held_bytes")
+    unrealised = rows["unrealised"].dropna()
     return Size(
         cell=cell,
+        method=str(rows["layer_compressor"].iloc[0]),
+        eps=_value(rows["layer_eps"].iloc[0]),
+        path=_text(rows["layer_path"].iloc[0]),
         layer=str(rows["layer"].iloc[0]),
         index=int(rows["index"].iloc[0]),
         m=int(rows["m"].iloc[0]),
@@ -285,7 +171,41 @@ def _size(cell: Cell, rows: pd.DataFrame) -> Size:
         own=_weighted(rows, "share_own"),
         escalated=_weighted(rows, "share_escalated"),
         stored=_weighted(rows, "share_stored"),
+        saved_bytes=saved,
+        held_bytes=held,
+        freed_bytes=scaled("freed_bytes"),
+        claimed_bytes=scaled("claimed_bytes"),
+        cut_saved=1 - held / saved if saved and held is not None else None,
+        unrealised=str(unrealised.iloc[0]) if len(unrealised) else None,
     )
+
+
+def measure_held(study: Study, plain: bool = False) -> list[Held]:
+    """Summarise what a step holds: means over the runs of each cell, or of the plain model."""
+    runs = finished(study)
+    entries = []
+    for cell, rows in _cells(runs[(runs["plain"] == plain) & runs["held_bytes"].notna()]):
+        layers = study.layers[study.layers["id"].isin(rows["id"]) & (study.layers["claimed_bytes"] > 0)]
+        layers = layers[layers["unrealised"].notna()]
+        formula = rows["formula_bytes"]
+        means = {key: float(rows[key].mean()) for key in ("held_bytes", "plain_held_bytes", "lean_freed_bytes",
+                 "freed_bytes", "claimed_bytes")}  # fmt: skip
+        entries.append(
+            Held(
+                cell=cell,
+                runs=len(rows),
+                images=_least(rows[["batch_size", "train_size"]].min(axis=1)),
+                formula=None if formula.isna().any() else float(formula.mean()),
+                held=means["held_bytes"],
+                plain=means["plain_held_bytes"],
+                lean_freed=means["lean_freed_bytes"],
+                freed=means["freed_bytes"],
+                claimed=means["claimed_bytes"],
+                hidden=float(rows["hidden_bytes"].max()),
+                unrealised=dict(zip(layers["layer"].astype(str), layers["unrealised"].astype(str), strict=True)),
+            )
+        )
+    return entries
 
 
 def measure_times(study: Study) -> list[Timing]:
@@ -317,6 +237,8 @@ def measure_peaks(study: Study) -> list[Peak]:
             processes=_least(rows["peak_processes"]),
             wrapped=_spread(rows, "peak_wrapped_bytes", "min", "max"),
             plain=_spread(rows, "peak_plain_bytes", "min", "max"),
+            wrapped_total=_total(rows, "peak_wrapped_total_bytes"),
+            plain_total=_total(rows, "peak_plain_total_bytes"),
         )
         for cell, rows in _cells(_having(study, "peak_wrapped_bytes", "peak_plain_bytes"))
     ]
@@ -341,8 +263,12 @@ def _cell(row: Any) -> Cell:
         condition=str(row["condition"]),
         compressor=str(row["compressor"]),
         eps=_value(row["eps"]),
-        path=None if pd.isna(row["path"]) else str(row["path"]),
+        path=_text(row["path"]),
     )
+
+
+def _text(value: Any) -> str | None:
+    return None if pd.isna(value) else str(value)
 
 
 def _value(value: Any) -> float | None:
@@ -369,6 +295,10 @@ def _spread(rows: pd.DataFrame, column: str, low: str, high: str) -> Spread:
     ends: list[tuple[str, Callable[[Any], Any]]] = [(low, np.nanmin), (high, np.nanmax)]
     bounds = [float(end([middle, *rows[f"{column}_{suffix}"]])) for suffix, end in ends]
     return Spread(middle, *bounds)
+
+
+def _total(rows: pd.DataFrame, column: str) -> Spread | None:
+    return None if rows[column].isna().any() else _spread(rows, column, "min", "max")
 
 
 def _seeds(rows: pd.DataFrame) -> tuple[int, ...]:

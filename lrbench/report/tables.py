@@ -2,10 +2,16 @@
 
 Masks, ids, hashes and commits are text even where they look like numbers: `write_table` quotes them and `read_table`
 reads them as text, so that ``000000`` stays ``000000``.
+
+All bytes in a row of ``layers.csv`` are those of the row's ``blocks``: ``saved_bytes``, ``held_bytes``, ``freed_bytes``
+and ``claimed_bytes``, which are measured on one batch, are scaled by the bytes of the layer's input. Those in
+``runs.csv`` are of one batch.
 """
 
 import csv
+import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,10 +34,13 @@ __all__ = [
     "write_table",
 ]
 
+BY_POLICY = "as the policy says"
+"""The condition of runs whose layers have tolerances and paths of their own."""
+
 ORDER = ("none", "svd", "rsvd", "aca", "aca-estimate")
 """Compressors in the order in which tables and figures show them; others follow by name."""
 
-_CELL = ("mask", "compressor", "compressor_version", "eps", "path")
+_CELL = ("mask", "compressor", "compressor_version", "eps", "path", "policy")
 
 _SETTING = {
     "dataset": "{}",
@@ -55,6 +64,7 @@ _CONFIG = {
     "compressor_version": ("Int64", "config.compressor_version"),
     "eps": ("float64", "config.eps"),
     "path": ("string", "config.path"),
+    "policy": ("string", "config.policy"),
     "seed": ("Int64", "config.seed"),
 }
 _RUN = {
@@ -98,8 +108,24 @@ _RUN = {
     "peak_plain_bytes": ("float64", "peak.plain_bytes.median"),
     "peak_plain_bytes_min": ("float64", "peak.plain_bytes.min"),
     "peak_plain_bytes_max": ("float64", "peak.plain_bytes.max"),
+    "peak_wrapped_total_bytes": ("float64", "peak.wrapped_total_bytes.median"),
+    "peak_wrapped_total_bytes_min": ("float64", "peak.wrapped_total_bytes.min"),
+    "peak_wrapped_total_bytes_max": ("float64", "peak.wrapped_total_bytes.max"),
+    "peak_plain_total_bytes": ("float64", "peak.plain_total_bytes.median"),
+    "peak_plain_total_bytes_min": ("float64", "peak.plain_total_bytes.min"),
+    "peak_plain_total_bytes_max": ("float64", "peak.plain_total_bytes.max"),
     "peak_processes": ("Int64", "peak.processes"),
     "peak_reason": ("string", "peak_reason"),
+    "plain_formula_bytes": ("float64", "savings.plain_formula_bytes"),
+    "plain_held_bytes": ("float64", "savings.plain_bytes"),
+    "formula_bytes": ("float64", "savings.formula_bytes"),
+    "formula_reason": ("string", "savings.formula_reason"),
+    "held_bytes": ("float64", "savings.held_bytes"),
+    "lean_freed_bytes": ("float64", "savings.lean_freed_bytes"),
+    "freed_bytes": ("float64", "savings.freed_bytes"),
+    "claimed_bytes": ("float64", ""),
+    "hidden_bytes": ("float64", "savings.hidden_bytes"),
+    "savings_reason": ("string", "savings_reason"),
     "layers_reason": ("string", "layers_reason"),
     "started": ("string", "started"),
     "finished": ("string", "finished"),
@@ -142,6 +168,15 @@ _LAYER = {
     "cut_im2col": "float64",
     "cut_input": "float64",
     "break_even_rank": "float64",
+    "layer_compressor": "string",
+    "layer_eps": "float64",
+    "layer_path": "string",
+    "saved_bytes": "float64",
+    "held_bytes": "float64",
+    "freed_bytes": "float64",
+    "claimed_bytes": "float64",
+    "cut_saved": "float64",
+    "unrealised": "string",
     "lowering_ms": "float64",
     "compressing_ms": "float64",
 }
@@ -149,7 +184,16 @@ _SHARED = {"id": "string", "setting": "string"} | {name: kind for name, (kind, _
 _RUN_TYPES = {"id": "string", "setting": "string"} | {name: kind for name, (kind, _) in _RUN.items()}
 _EPOCH_TYPES = _SHARED | _EPOCH
 _LAYER_TYPES = _SHARED | _LAYER
-_BLOCK_TYPES = {"id": "string", "layer": "string", "index": "Int64", "rank": "float64", "error": "float64"}
+_BLOCK_TYPES = {
+    "id": "string",
+    "layer": "string",
+    "index": "Int64",
+    "layer_compressor": "string",
+    "layer_eps": "float64",
+    "layer_path": "string",
+    "rank": "float64",
+    "error": "float64",
+}
 _TYPES = _RUN_TYPES | _EPOCH_TYPES | _LAYER_TYPES
 
 
@@ -159,7 +203,7 @@ class NoRunsError(LookupError):
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one setting: they differ in mask, compressor, version, eps, path and seed, and in nothing else.
+    """The runs of one setting: they differ in mask, compressor, version, eps, path, policy and seed, in nothing else.
 
     Attributes
     ----------
@@ -168,9 +212,10 @@ class Study:
     records
         The runs as they were read, in the order of the tables.
     runs, epochs, layers, blocks
-        The tidy tables, with four columns more than the files: ``plain`` (no convolution is compressed), ``name`` (the
-        compressor, with its version where the study has several), ``condition`` (eps and path) and ``label`` (the name
-        with whatever of eps and path varies in this study: it tells apart what must not be averaged).
+        The tidy tables, with four columns more than the files: ``plain`` (nothing is changed), ``name`` (the compressor
+        or policy, with its version where the study has several), ``condition`` (eps and path, or that a policy says
+        them) and ``label`` (the name with whatever of eps and path varies in this study: it tells apart what must not
+        be averaged).
     """
 
     setting: str
@@ -195,6 +240,8 @@ def runs_table(records: Iterable[Record]) -> pd.DataFrame:
         row = _shared(record) | {name: _dig(record, where) for name, (_, where) in _RUN.items() if where}
         row["widths"] = _flat(record["config"].get("widths"))
         row["classes"] = len(_dig(record, "data.classes") or ()) or None
+        claims = [layer["claimed_bytes"] for layer in _dig(record, "savings.layers") or ()]
+        row["claimed_bytes"] = sum(claims) if _dig(record, "savings") else None
         rows.append(row)
     return _frame(rows, _RUN_TYPES)
 
@@ -210,8 +257,10 @@ def layers_table(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         times = {layer["layer"]: layer for layer in _dig(record, "step.layers") or ()}
+        savings = {layer["layer"]: layer for layer in _dig(record, "savings.layers") or ()}
         for layer in record.get("layers") or ():
-            rows.append(times.get(layer["layer"], {}) | layer | _shared(record))
+            measured = times.get(layer["layer"], {}) | layer | _saved(layer, savings.get(layer["layer"]))
+            rows.append(measured | _done(record, layer) | _shared(record))
     return _frame(rows, _LAYER_TYPES)
 
 
@@ -220,7 +269,7 @@ def blocks_table(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         for layer in record.get("layers") or ():
-            where = {"id": record["id"], "layer": layer["layer"], "index": layer.get("index")}
+            where = {"id": record["id"], "layer": layer["layer"], "index": layer.get("index"), **_done(record, layer)}
             errors = layer.get("errors") or ()
             ranks = layer.get("ranks") or [None] * len(errors)
             rows += [where | {"rank": rank, "error": error} for rank, error in zip(ranks, errors, strict=False)]
@@ -254,8 +303,8 @@ def make_studies(records: Iterable[Record]) -> list[Study]:
 
 
 def is_plain(config: Mapping[str, Any]) -> bool:
-    """Tell the plain model, the reference of every comparison."""
-    return "1" not in config["mask"]
+    """Tell the plain model, the reference of every comparison; a policy may change it where the mask has no one."""
+    return "1" not in config["mask"] and config.get("policy") is None
 
 
 def place(compressor: str | None) -> tuple[int, str]:
@@ -268,29 +317,58 @@ def _names(records: Sequence[Record]) -> pd.DataFrame:
     """Name each run's variant by what varies among these runs."""
     masked = [record["config"] for record in records if not is_plain(record["config"])]
     many_eps = len({config.get("eps") for config in masked} - {None}) > 1
-    many_paths = len({config.get("path") for config in masked}) > 1
+    many_paths = len({config.get("path") for config in masked} - {None}) > 1
     versions: dict[Any, set[Any]] = {}
     for config in masked:
-        versions.setdefault(config.get("compressor"), set()).add(config.get("compressor_version"))
+        versions.setdefault(config.get("compressor"), set()).add(_version(config))
     rows = []
     for record in records:
         config = record["config"]
         compressor, eps, path = (config.get(key) for key in ("compressor", "eps", "path"))
         name = "plain" if is_plain(config) else str(compressor)
         if len(versions.get(compressor, ())) > 1:
-            name += f" v{config.get('compressor_version')}"
+            name += f" {_version(config)}"
         eps_words = [] if eps is None else [f"eps {eps:g}"]
         path_words = [] if path is None else [f"path {path}"]
         label = ", ".join([name, *(eps_words if many_eps else []), *(path_words if many_paths else [])])
-        condition = ", ".join(eps_words + path_words)
+        condition = ", ".join(eps_words + path_words) if config.get("policy") is None else BY_POLICY
         row = {"id": record["id"], "plain": is_plain(config), "name": name, "condition": condition, "label": label}
         rows.append(row)
     return pd.DataFrame(rows).astype({"id": "string"})
 
 
+def _version(config: Mapping[str, Any]) -> str:
+    """What tells two compressors, or two policies, of one name apart."""
+    policy = config.get("policy")
+    if policy is None:
+        return f"v{config.get('compressor_version')}"
+    return hashlib.sha256(str(policy).encode()).hexdigest()[:6]
+
+
+def _done(record: Record, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """What was done to one layer: the run's compressor, eps and path, or what its policy says of the layer."""
+    config = record["config"]
+    keys = ("compressor", "eps", "path")
+    if config.get("policy") is None:
+        return {f"layer_{key}": config.get(key) for key in keys}
+    said = json.loads(config["policy"])["layers"].get(layer["layer"], {})
+    # Without a tolerance in the policy it is the compressor's default, which the measurement names.
+    return {f"layer_{key}": said.get(key) for key in keys} | {"layer_eps": layer.get("eps")}
+
+
+def _saved(layer: Mapping[str, Any], savings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a layer would hold without compression, holds and frees, scaled to the blocks of its other bytes."""
+    if savings is None or not savings["input_bytes"]:
+        return {}
+    scale = layer["input_bytes"] / savings["input_bytes"]
+    row = {f"{key}_bytes": savings[f"{key}_bytes"] * scale for key in ("saved", "held", "freed", "claimed")}
+    row["cut_saved"] = 1 - row["held_bytes"] / row["saved_bytes"] if row["saved_bytes"] else None
+    return row | {"unrealised": savings["reason"]}
+
+
 def _order(record: Record) -> tuple[Any, ...]:
     config = record["config"]
-    cell = (_sortable(config.get(key)) for key in ("compressor_version", "eps", "path", "seed"))
+    cell = (_sortable(config.get(key)) for key in ("compressor_version", "eps", "path", "policy", "seed"))
     mask = config["mask"]
     fewest_first = mask.count("1"), mask.replace("1", " ")  # then from the input side on
     return describe_setting(config), fewest_first, place(config.get("compressor")), *cell, record["id"]

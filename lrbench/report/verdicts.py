@@ -9,14 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lrbench.report.entries import Comparison, Held, Kept, Peak, Size, Timing
 from lrbench.report.summaries import (
     MARGIN,
-    Comparison,
-    Kept,
-    Peak,
-    Size,
-    Timing,
     compare_accuracy,
+    measure_held,
     measure_peaks,
     measure_sizes,
     measure_times,
@@ -25,7 +22,7 @@ from lrbench.report.summaries import (
     tolerances,
 )
 from lrbench.report.tables import Study, finished
-from lrbench.report.wording import NO_BREAK, count, join, number, percent, plural, relative_error, signed, span
+from lrbench.report.wording import NO_BREAK, count, join, keeper, number, percent, plural, relative_error, signed, span
 from lrbench.store import is_finished
 
 __all__ = ["Verdict", "headlines", "judge"]
@@ -43,7 +40,8 @@ class Verdict:
     Attributes
     ----------
     topic
-        ``Accuracy``, ``Tolerance``, ``Size``, ``Step time``, ``Peak memory``, ``Failed runs`` or ``Not measured``.
+        ``Accuracy``, ``Tolerance``, ``Size``, ``Step time``, ``Memory held``, ``Peak memory``, ``Failed runs`` or
+        ``Not measured``.
     tone
         ``good``, ``bad``, ``open`` (cannot be told) or ``note``.
     outcome
@@ -84,6 +82,7 @@ def judge(study: Study) -> list[Verdict]:
         *(judge_tolerance(kept) for kept in tolerances(study)),
         *judge_sizes(measure_sizes(study)),
         *(judge_time(timing) for timing in measure_times(study)),
+        *(verdict for held in measure_held(study) for verdict in judge_held(held)),
         *(judge_peak(peak) for peak in measure_peaks(study)),
         *judge_failures(study),
         *judge_gaps(study),
@@ -227,7 +226,7 @@ def judge_tolerance(kept: Kept) -> Verdict:
 
 
 def judge_sizes(sizes: Sequence[Size]) -> list[Verdict]:
-    """Judge bytes by variant and layer, against im2col and against the input, over the masks that have the layer."""
+    """Judge bytes by variant and layer, against im2col, the input and what is saved, over the masks with the layer."""
     groups: dict[tuple[str, int], list[Size]] = {}
     for size in sizes:
         if size.cut_im2col is not None and size.cut_input is not None:
@@ -239,9 +238,9 @@ def _judge_layer(label: str, group: Sequence[Size]) -> Verdict:
     im2col = [size.cut_im2col for size in group if size.cut_im2col is not None]
     against_input = [size.cut_input for size in group if size.cut_input is not None]
     layer = group[0].layer
+    freed = [size.freed_bytes for size in group if size.freed_bytes is not None]
     if min(against_input) > 0:
-        tone, outcome = "good", "smaller than the input"
-        verdict = "smaller than the input that PyTorch keeps"
+        tone, outcome, verdict = _smaller(group, freed)
     elif max(against_input) <= 0 < min(im2col):
         tone, outcome = "bad", "no benefit: smaller than im2col, but larger than the input"
         verdict = "smaller than im2col, but no benefit over what PyTorch keeps"
@@ -252,10 +251,50 @@ def _judge_layer(label: str, group: Sequence[Size]) -> Verdict:
         tone, outcome = "open", "smaller than the input under some masks only"
         verdict = "smaller than the input under some masks only"
     masks = f"mask{'s' if len(group) > 1 else ''} {', '.join(size.cell.mask for size in group)}"
-    cuts = f"cut {span(min(im2col), max(im2col))} vs im2col, {cut_words(against_input)}"
+    cuts = f"cut {span(min(im2col), max(im2col))} vs im2col, {cut_words(against_input)}{_against_saved(group)}"
     text = f"{label} in {layer} ({masks}): {cuts}: {verdict}."
     key = f"{span(1 - max(against_input), 1 - min(against_input))}× input"
     return Verdict("Size", tone, outcome, label, layer, key, text)
+
+
+def _smaller(group: Sequence[Size], freed: Sequence[float]) -> tuple[str, str, str]:
+    """Judge factors that are smaller than the input by what that frees: tone, outcome and a clause."""
+    words = "smaller than the input that PyTorch keeps"
+    if not freed:
+        return (
+            "open",
+            "smaller than the input; what that frees was not measured",
+            f"{words}; what that frees was not measured",
+        )
+    if min(freed) > 0:
+        return "good", "smaller than the input, and frees memory", f"{words}, and frees {count_span(freed)} bytes"
+    if max(freed) > 0:
+        outcome = "smaller than the input, but frees memory under some masks only"
+        return "open", outcome, outcome
+    outcome = "smaller than the input, but frees nothing"
+    reasons = list(dict.fromkeys(_why_nothing(size) for size in group if size.freed_bytes is not None))
+    return "bad", outcome, f"{outcome}: {join(reasons)}"
+
+
+def _why_nothing(size: Size) -> str:
+    holder = keeper(size.unrealised)
+    if holder is not None:
+        return f"{holder} {'keep' if ' and ' in holder else 'keeps'} it, too"
+    if size.unrealised is not None:
+        return size.unrealised
+    return f"path {size.path} keeps the input" if size.path == "forward" else "what it holds is no less"
+
+
+def _against_saved(group: Sequence[Size]) -> str:
+    cuts = [size.cut_saved for size in group if size.cut_saved is not None]
+    if cuts:
+        return f", cut {span(min(cuts), max(cuts))} vs what is saved"
+    return ", nothing to save" if any(size.saved_bytes == 0 for size in group) else ""
+
+
+def count_span(values: Sequence[float]) -> str:
+    """Write whole numbers as a range, or as one."""
+    return span(min(values), max(values), 0)
 
 
 def cut_words(cuts: Sequence[float]) -> str:
@@ -284,6 +323,42 @@ def judge_time(timing: Timing) -> Verdict:
     if timing.lowering is not None and timing.compressing is not None:
         text += f" Lowering takes {number(timing.lowering, 1)} ms, compressing {number(timing.compressing, 1)} ms."
     return Verdict("Step time", tone, outcome, cell.label, cell.mask, f"{number(ratio.middle)}×", text)
+
+
+def judge_held(held: Held) -> list[Verdict]:
+    """Judge what a step holds beside the plain model's, what was claimed to be freed, and what is hidden."""
+    cell, found = held.cell, []
+
+    def add(tone: str, outcome: str, key: str, text: str) -> None:
+        text = f"{cell.label}, mask {cell.mask}: {text}."
+        found.append(Verdict("Memory held", tone, outcome, cell.label, cell.mask, key, text))
+
+    ratio = f"{number(held.held / held.plain)}×" if held.plain else ""
+    less = held.held < held.plain
+    parts = [f"compression {_frees(held.freed)}"] if "1" in cell.mask else []
+    if held.lean_freed:
+        parts.append(f"modules that keep bits {_frees(held.lean_freed, 'free', 'add')}")
+    if not parts:
+        parts.append("nothing is freed")
+    add(
+        "good" if less else "bad",
+        "holds less than the plain model" if less else "holds no less than the plain model",
+        ratio,
+        f"a step holds {count(held.held)} bytes, {ratio} the plain model's {count(held.plain)}: {join(parts)}",
+    )
+    if held.unrealised:
+        layers = "; ".join(f"{layer}: {reason}" for layer, reason in held.unrealised.items())
+        text = f"by formula compression {_frees(held.claimed)}, for real it {_frees(held.freed)} ({layers})"
+        key = f"{count(held.claimed)} bytes claimed, {_frees(held.freed)}"
+        add("bad", "frees less than the formula claims", key, text)
+    if held.hidden > 0:
+        key = f"{count(held.hidden)} bytes"
+        add("bad", "hides memory from autograd: a defect", key, f"{key} are alive that autograd did not save")
+    return found
+
+
+def _frees(nbytes: float, less: str = "frees", more: str = "adds") -> str:
+    return f"{less} {count(nbytes)} bytes" if nbytes >= 0 else f"{more} {count(-nbytes)} bytes"
 
 
 def judge_peak(peak: Peak) -> Verdict:
@@ -319,19 +394,30 @@ def judge_gaps(study: Study) -> list[Verdict]:
     verdicts = []
     runs = finished(study)
     masked = runs[~runs["plain"]]
+    older = {record["id"] for record in study.records if "savings" not in record}
+    masked = masked.assign(
+        savings_reason=masked["savings_reason"].mask(masked["id"].isin(older), "the run is older than this measurement")
+    )
     measured = {
-        "layers": masked["id"].isin(study.layers["id"]),
+        # A policy may change modules and compress no layer.
+        "layers": masked["id"].isin(study.layers["id"]) | ~masked["mask"].str.contains("1"),
         "step": masked["step_wrapped_ms"].notna(),
         "peak": masked["peak_wrapped_bytes"].notna(),
+        "savings": masked["held_bytes"].notna(),
     }
-    words = {"layers": "ranks, errors and bytes", "step": "step time", "peak": "peak memory"}
+    words = {
+        "layers": "ranks, errors and bytes",
+        "step": "step time",
+        "peak": "peak memory",
+        "savings": "what a step holds",
+    }
     for key, present in measured.items():
         missing = masked[~present]
         reasons = Counter(missing[f"{key}_reason"].fillna("no reason was recorded"))
         for given, amount in reasons.items():
             reason = given.removeprefix("not measured: ").rstrip(".")
             of = plural(len(masked), "masked run")
-            text = f"{words[key].capitalize()}: not measured in {count(amount)} of {of}: {reason}."
+            text = f"{words[key][0].upper()}{words[key][1:]}: not measured in {count(amount)} of {of}: {reason}."
             verdicts.append(Verdict("Not measured", "open", words[key], plural(amount, "run"), "", "", text))
     return verdicts
 

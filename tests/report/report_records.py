@@ -1,5 +1,6 @@
 """Synthetic results folders: records as training writes them, with numbers that the tests choose."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,44 @@ def layer(index: int, compressor: str, eps: float | None, seed: int = 0, **chang
         "guarantee": None if compressor == "aca-estimate" else "block",
         "ranks": ranks.tolist(),
         "errors": errors.tolist(),
+        **changes,
+    }
+
+
+BATCH = 10
+"""Images of the batch whose ledgers are taken."""
+
+
+def savings(layers: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """Make the ledgers of a step that compresses some layers: the caller keeps the first one's input, too."""
+    rows = []
+    for measured in layers:
+        held, whole = (measured[key] * BATCH // IMAGES for key in ("factor_bytes", "input_bytes"))
+        kept = measured["index"] == 0
+        rows.append(
+            {
+                "layer": measured["layer"],
+                "formula_bytes": held,
+                "held_bytes": held,
+                "input_bytes": whole,
+                "saved_bytes": 0 if kept else whole,
+                "freed_bytes": -held if kept else whole - held,
+                "claimed_bytes": whole - held,
+                "reason": "its input is kept by the caller, too" if kept and whole > held else None,
+            }
+        )
+    freed = sum(row["freed_bytes"] for row in rows)
+    return {
+        "plain_bytes": 10_000_000,
+        "uncompressed_bytes": 10_000_000,
+        "held_bytes": 10_000_000 - freed,
+        "lean_freed_bytes": 0,
+        "freed_bytes": freed,
+        "formula_bytes": 9_999_000 - freed,
+        "plain_formula_bytes": 9_999_000,
+        "formula_reason": None,
+        "hidden_bytes": 0,
+        "layers": rows,
         **changes,
     }
 
@@ -148,11 +187,39 @@ def make_record(
         else {
             "wrapped_bytes": {"median": 5.3e8, "min": 5.2e8, "max": 5.4e8},
             "plain_bytes": {"median": 5.0e8, "min": 4.9e8, "max": 5.1e8},
+            "wrapped_total_bytes": {"median": 9.3e8, "min": 9.2e8, "max": 9.4e8},
+            "plain_total_bytes": {"median": 9.0e8, "min": 8.9e8, "max": 9.1e8},
             "processes": 3,
         },
         "peak_reason": None,
-    }
-    return record | changes
+        "savings_reason": None,
+    } | changes
+    return {"savings": savings(record["layers"] or [])} | record
+
+
+def make_policy_record(
+    name: str, layers: dict[str, dict[str, Any]], lean: bool = False, seed: int = 0, **changes: Any
+) -> Record:
+    """Make the record of a run whose layers, by name, a policy treats."""
+    policy = {"lean": lean, "layers": {k: {"options": {}, "version": 1, **said} for k, said in layers.items()}}
+    names = [f"features.{2 * index}" for index in range(6)]
+    mask = "".join("1" if place in layers else "0" for place in names)
+    measured = [
+        layer(names.index(place), said["compressor"], said["eps"], seed) | {"eps": said["eps"]}
+        for place, said in layers.items()
+    ]
+    own = {"compressor": name, "compressor_version": None, "policy": json.dumps(policy, sort_keys=True)}
+    peak = make_record()["peak"]
+    changed = {"layers": measured, "step": _step(40.0, 2.0, list(layers)), "peak": peak} | changes
+    return make_record(mask, name, seed, eps=None, path=None, config=own, **changed)
+
+
+def older(record: Record) -> Record:
+    """Make a record what it was before savings and totals were measured."""
+    kept = {key: value for key, value in record.items() if not key.startswith("savings")}
+    if kept["peak"] is not None:
+        kept["peak"] = {key: value for key, value in kept["peak"].items() if "total" not in key}
+    return kept
 
 
 def make_failure(reason: str = "out of memory", **cell: Any) -> Record:
@@ -170,7 +237,8 @@ def spread(middle: float, width: float) -> dict[str, float]:
 def _step(plain: float, ratio: float, layers: list[str]) -> dict[str, Any]:
     wrapped, lowering = plain * ratio, 2.0 * len(layers)
     compressing = max(0.0, wrapped - plain - lowering)
-    parts = {"lowering_ms": lowering / len(layers), "compressing_ms": compressing / len(layers)}
+    share = max(1, len(layers))
+    parts = {"lowering_ms": lowering / share, "compressing_ms": compressing / share}
     return {
         "wrapped_ms": spread(wrapped, 2.0),
         "plain_ms": spread(plain, 1.0),

@@ -1,5 +1,6 @@
 """The report as a whole: figures, the summary, one page that needs nothing else, and the command."""
 
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from report_records import layer, make_failure, make_record, realistic_records, write_folder
+from report_records import layer, make_failure, make_policy_record, make_record, older, realistic_records, write_folder
 
 import lrbench.report
 from lrbench.report import NoRunsError, write_report
 from lrbench.report.__main__ import main
+from lrbench.report.block_figures import draw_cuts
 from lrbench.report.figures import NAMES
-from lrbench.store import prepare_folder
+from lrbench.report.listings import list_bytes, list_held
+from lrbench.report.tables import make_studies
+from lrbench.store import Record, prepare_folder
 
 # seaborn's own, of matplotlib's newest release
 pytestmark = pytest.mark.filterwarnings("ignore:vert. bool was deprecated:DeprecationWarning")
@@ -221,3 +225,76 @@ def test_data_that_are_not_the_official_archive_are_named_at_the_top(report_of: 
     assert "The data are those of the folder cifar-10-copy, not the official archive" in html
     record["data"]["source"] = "the official binary archive (MD5 c32a)"
     assert "not the official archive" not in report_of(record)
+
+
+def cuts_of(*records: Record) -> list[tuple[str, list[str], list[float]]]:
+    """Title, texts and heights of the markers of each panel."""
+    (study,) = make_studies(records)
+    figure, _ = draw_cuts(study)
+    return [
+        (ax.get_title(), [text.get_text() for text in ax.texts],
+         [float(y) for line in ax.lines if line.get_marker() not in ("None", None, "") for y in line.get_ydata()])
+        for ax in figure.axes
+    ]  # fmt: skip
+
+
+def test_cuts_have_three_denominators_and_a_layer_with_nothing_to_save_is_marked() -> None:
+    small = [layer(index, "svd", 0.1, factor_bytes=100_000) for index in (0, 2)]
+    im2col, given, saved = cuts_of(make_record("101000", layers=small))
+    assert [panel[0] for panel in (im2col, given, saved)] == [
+        "against im2col",
+        "against the input",
+        "against what is saved",
+    ]
+    assert "nothing to save:\nthe caller keeps it" in saved[1]
+    assert not any("nothing to save" in text for text in im2col[1] + given[1])
+    drawn = [y for y in saved[2] if not math.isnan(y)]
+    assert drawn == [pytest.approx(1 - 100_000 / (50 * 32 * 16 * 16 * 4))]
+
+
+def test_cuts_of_older_runs_say_that_what_is_saved_was_not_measured() -> None:
+    *_, saved = cuts_of(older(make_record("101000")))
+    assert saved[1] == ["not measured", "not measured"]
+
+
+def test_older_runs_are_listed_with_dashes() -> None:
+    (study,) = make_studies([older(make_record("100000")), older(make_record("000000"))])
+    listing = list_bytes(study)
+    row = dict(zip(listing.columns, listing.rows[0], strict=True))
+    assert (row["cut vs saved"], row["saved bytes"], row["freed bytes"]) == ("not measured", "–", "–")
+    (only,) = list_held(study).rows
+    assert only[-1] == "not measured what it holds"
+    assert only[4:9] == ("–",) * 5
+
+
+def test_bytes_name_who_keeps_an_input_of_which_nothing_is_to_save() -> None:
+    (study,) = make_studies([make_record(layers=[layer(0, "svd", 0.1, factor_bytes=1000)])])
+    listing = list_bytes(study)
+    assert dict(zip(listing.columns, listing.rows[0], strict=True))["cut vs saved"] == "nothing to save (the caller)"
+    assert listing.rows[1][2] == "the paper's ACA"
+    assert len(listing.rows[1]) == len(listing.columns)
+
+
+def test_what_a_step_holds_is_listed_beside_the_plain_model() -> None:
+    (study,) = make_studies([make_record("000000"), make_record("001000")])
+    listing = list_held(study)
+    assert listing.caption == "What one training step holds, for a batch of 100 images, in bytes"
+    plain, ours = (dict(zip(listing.columns, row, strict=True)) for row in listing.rows)
+    assert (plain["compressor"], plain["by formula"], plain["held"]) == ("plain model", "9,999,000", "10,000,000")
+    assert (ours["peak added"], ours["peak ratio to plain"]) == ("530,000,000", "1.06")
+
+
+def test_policies_are_reported_beside_compressors(report_of: Callable[..., str], tmp_path: Path) -> None:
+    said = {"features.4": {"compressor": "svd", "eps": 0.3, "path": "backward"}}
+    said |= {"features.8": {"compressor": "none", "eps": None, "path": "both"}}
+    records = [make_policy_record("tuned", said, lean=True), make_policy_record("bits", {}, lean=True)]
+    html = report_of(make_record("000000"), make_record("100000"), *records)
+    assert "1 compressor · 2 policy files" in html
+    assert "tuned: svd" in html
+    assert "tuned: none" in html
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "| tuned | yes | features.4 | svd v1 | 0.3 | backward | – |" in summary
+    assert "| bits | yes | – | – | – | – | – |" in summary
+    assert "as the policy says" not in html, "figures are drawn, not written"
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == set(NAMES)

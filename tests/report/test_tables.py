@@ -5,7 +5,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_records import IMAGES, make_failure, make_record, realistic_records
+from report_records import (
+    BATCH,
+    IMAGES,
+    layer,
+    make_failure,
+    make_policy_record,
+    make_record,
+    older,
+    realistic_records,
+    savings,
+)
 
 from lrbench.report import read_table
 from lrbench.report.tables import (
@@ -88,3 +98,65 @@ def test_labels_name_what_varies() -> None:
     assert set(make_studies(records)[0].runs["label"]) == {"svd, eps 0.1", "svd, eps 0.3", "none"}
     versions = [make_record("100000"), make_record("100000", config={"compressor_version": 2})]
     assert set(make_studies(versions)[0].runs["label"]) == {"svd v1", "svd v2"}
+
+
+def test_what_is_measured_on_one_batch_is_brought_to_the_blocks_of_the_row() -> None:
+    row = layers_table([make_record("001000", "svd")]).iloc[0]
+    measured = savings([layer(2, "svd", 0.1)])["layers"][0]
+    assert row["saved_bytes"] == pytest.approx(measured["saved_bytes"] * IMAGES / BATCH) == row["input_bytes"]
+    assert row["held_bytes"] == pytest.approx(row["factor_bytes"], rel=1e-4)
+    assert row["freed_bytes"] == pytest.approx(row["input_bytes"] - row["held_bytes"])
+    assert row["cut_saved"] == pytest.approx(1 - row["held_bytes"] / row["saved_bytes"])
+
+
+def test_a_layer_with_nothing_to_save_has_no_cut_and_says_who_keeps_its_input() -> None:
+    measured = layer(0, "svd", 0.1, factor_bytes=1000)
+    row = layers_table([make_record("100000", layers=[measured])]).iloc[0]
+    assert row["saved_bytes"] == 0
+    assert np.isnan(row["cut_saved"])
+    assert row["unrealised"] == "its input is kept by the caller, too"
+
+
+def test_runs_carry_what_a_step_holds_and_the_totals_of_the_peak() -> None:
+    row = runs_table([make_record("101000", savings=savings([layer(2, "svd", 0.1)], hidden_bytes=8))]).iloc[0]
+    assert row["plain_held_bytes"] - row["freed_bytes"] == row["held_bytes"]
+    assert row["claimed_bytes"] == row["freed_bytes"]
+    assert (row["hidden_bytes"], row["peak_wrapped_total_bytes"], row["peak_plain_total_bytes_max"]) == (
+        8,
+        9.3e8,
+        9.1e8,
+    )
+
+
+def test_an_older_record_has_no_savings_and_is_tabulated() -> None:
+    record = older(make_record("100000"))
+    assert np.isnan(runs_table([record]).iloc[0]["held_bytes"])
+    assert np.isnan(runs_table([record]).iloc[0]["peak_wrapped_total_bytes"])
+    assert np.isnan(layers_table([record]).iloc[0]["saved_bytes"])
+    assert layers_table([record]).iloc[0]["layer_compressor"] == "svd"
+
+
+SVD = {"compressor": "svd", "eps": 0.3, "path": "backward"}
+ACA = {"compressor": "aca", "eps": 0.1, "path": "both"}
+
+
+def test_the_layers_of_a_policy_have_what_it_says_of_them(tmp_path: Path) -> None:
+    record = make_policy_record("tuned", {"features.4": SVD, "features.8": ACA})
+    table = layers_table([record])
+    own = table[["layer_compressor", "layer_eps", "layer_path"]].to_numpy().tolist()
+    assert own == [["svd", 0.3, "backward"], ["aca", 0.1, "both"]]
+    assert set(table["compressor"]) == {"tuned"}
+    write_table(table, tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "table.csv"), table)
+
+
+def test_a_policy_that_only_keeps_bits_is_not_the_plain_model() -> None:
+    (study,) = make_studies([make_record("000000"), make_policy_record("bits", {}, lean=True)])
+    assert dict(zip(study.runs["name"], study.runs["plain"], strict=True)) == {"plain": True, "bits": False}
+
+
+def test_policies_of_one_name_that_say_different_things_are_apart() -> None:
+    records = [make_policy_record("tuned", {"features.4": said}) for said in (SVD, ACA)]
+    (study,) = make_studies([*records, make_record("001000", "svd")])
+    assert study.runs["label"].nunique() == 3
+    assert all(label.startswith("tuned ") for label in study.runs["label"] if label != "svd")

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from report_records import layer, make_failure, make_record, spread
+from report_records import layer, make_failure, make_policy_record, make_record, older, savings, spread
 
 from lrbench.report.summaries import paired_interval
 from lrbench.report.tables import make_studies
@@ -63,9 +63,9 @@ def test_escalated_and_stored_shares_are_told() -> None:
     [
         (0.8, -0.8, "no benefit: smaller than im2col", "cut 0.80 vs im2col, cut −0.80 vs the input (1.80 times its"),
         (0.8, -0.8, "no benefit: smaller than im2col", "times its bytes, larger than the input)"),
-        (0.9, 0.1, "smaller than the input", "cut 0.90 vs im2col, cut 0.10 vs the input:"),
+        (0.9, 0.1, "smaller than the input", "cut 0.90 vs im2col, cut 0.10 vs the input,"),
         (-0.1, -8.9, "no benefit: smaller than neither", "no benefit, neither over what PyTorch keeps nor over im2col"),
-        (0.9, 0.0, "no benefit: smaller than im2col", "cut 0.00 vs the input:"),
+        (0.9, 0.0, "no benefit: smaller than im2col", "cut 0.00 vs the input,"),
     ],
 )  # fmt: skip
 def test_cuts_name_their_denominators(cut_im2col: float, cut_input: float, outcome: str, words: str) -> None:
@@ -203,3 +203,75 @@ def test_the_paired_interval_is_students() -> None:
     assert low == pytest.approx(2 - 6.313752, abs=1e-5)
     assert high == pytest.approx(2 + 6.313752, abs=1e-5)
     assert paired_interval([1.0]) == (None, None)
+
+
+def small(index: int) -> dict[str, Any]:
+    """A layer whose factors are smaller than its input."""
+    return layer(index, "svd", 0.1, factor_bytes=50_000, cut_input=0.9)
+
+
+def test_a_cut_that_frees_nothing_is_no_saving_and_names_who_keeps_the_input() -> None:
+    found = verdict("Size", make_record(layers=[small(0)]))
+    assert (found.tone, found.outcome) == ("bad", "smaller than the input, but frees nothing")
+    assert "nothing to save: smaller than the input, but frees nothing: the caller keeps it, too." in found.text
+
+
+def test_a_cut_that_frees_memory_says_how_much() -> None:
+    record = make_record("001000", layers=[small(2)])
+    row = record["savings"]["layers"][0]
+    found = verdict("Size", record)
+    assert found.tone == "good"
+    assert "vs what is saved: smaller than the input that PyTorch keeps" in found.text
+    assert f"frees {10 * row['freed_bytes']:,} bytes" in found.text, "of the hundred images that bytes are scaled to"
+
+
+def test_a_cut_of_an_older_run_is_not_called_a_saving() -> None:
+    found = verdict("Size", older(make_record(layers=[small(0)])))
+    assert found.tone == "open"
+    assert "what that frees was not measured" in found.text
+    (study,) = make_studies([older(make_record())])
+    (gap,) = [v.text for v in judge(study) if v.topic == "Not measured"]
+    assert gap == "What a step holds: not measured in 1 of 1 masked run: the run is older than this measurement."
+
+
+def held(*records: Record) -> dict[str, Verdict]:
+    """Return the verdicts on what a step holds, by outcome."""
+    (study,) = make_studies(records)
+    return {v.outcome: v for v in judge(study) if v.topic == "Memory held"}
+
+
+def test_what_a_step_holds_is_judged_beside_the_plain_model() -> None:
+    (found,) = held(make_record("001000", layers=[small(2)])).values()
+    assert (found.tone, found.outcome) == ("good", "holds less than the plain model")
+    more = held(make_record("001000", layers=[layer(2, "svd", 0.1, factor_bytes=10**8)]))
+    assert more["holds no less than the plain model"].tone == "bad"
+
+
+def test_less_freed_than_claimed_is_a_verdict_of_its_own_with_the_layers_reason() -> None:
+    found = held(make_record(layers=[small(0)]))["frees less than the formula claims"]
+    claimed, holds = 12288 * 10 - 10_000, 10_000
+    assert f"by formula compression frees {claimed:,} bytes, for real it adds {holds:,} bytes" in found.text
+    assert "features.0: its input is kept by the caller, too" in found.text
+
+
+def test_memory_that_autograd_did_not_save_is_a_defect() -> None:
+    record = make_record("001000", layers=[small(2)], savings=savings([small(2)], hidden_bytes=4096))
+    found = held(record)["hides memory from autograd: a defect"]
+    assert found.tone == "bad"
+    assert "4,096 bytes are alive that autograd did not save" in found.text
+
+
+def test_what_bits_free_is_told_apart_from_compression() -> None:
+    step = savings([], held_bytes=4_000_000, uncompressed_bytes=4_000_000, lean_freed_bytes=6_000_000)
+    (found,) = held(make_record("000000"), make_policy_record("bits", {}, lean=True, savings=step)).values()
+    assert found.text.endswith("0.40× the plain model's 10,000,000: modules that keep bits free 6,000,000 bytes.")
+    (study,) = make_studies([make_policy_record("bits", {}, lean=True, savings=step)])
+    assert not [v for v in judge(study) if v.topic == "Not measured"], "it has no layers to measure"
+
+
+def test_each_layer_of_a_policy_is_held_to_its_own_tolerance() -> None:
+    said = {"features.4": {"compressor": "svd", "eps": 0.3, "path": "backward"}}
+    said |= {"features.8": {"compressor": "aca", "eps": 0.1, "path": "both"}}
+    record = make_policy_record("tuned", said)
+    assert "kept eps 0.3 on all 50 blocks" in verdict("Tolerance", record, subject="tuned (svd, eps 0.3)").text
+    assert "kept eps 0.1 on all 50 blocks" in verdict("Tolerance", record, subject="tuned (aca, eps 0.1)").text
