@@ -17,7 +17,24 @@ __all__ = ["BATCH", "COMPRESSORS", "LAYERS", "batches", "layer_inputs", "require
 
 BATCH = 100
 BATCHES = 4
-COMPRESSORS = ["aca", "aca-estimate", "none", "rsvd", "shared", "svd", "warm"]
+COMPRESSORS = [
+    "aca",
+    "aca-estimate",
+    "aca-full",
+    "aca-svd",
+    "cpqr",
+    "gram",
+    "id",
+    "none",
+    "qr-svd",
+    "randqb",
+    "rsvd",
+    "shared",
+    "svd",
+    "svd-same-error",
+    "svd-same-rank",
+    "warm",
+]
 """By name: asv counts places in this list, and another commit's registry would be another list."""
 LAYERS = {"27x1024": "conv1", "288x256": "conv3", "576x64": "conv5"}
 """The paper's shapes, m x n, at widths 32, 64, 128, and the layer that each belongs to."""

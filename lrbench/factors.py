@@ -13,19 +13,19 @@ from lrbench.blocks import Blocks, DenseBlocks
 from lrbench.im2col import Geometry, Im2col
 from lrbench.kernels import product
 
-__all__ = ["Basis", "Factors", "LowRank", "Origin", "SharedBasis"]
+__all__ = ["Basis", "Factors", "LowRank", "Origin", "RowSubset", "SharedBasis"]
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _in_full_precision(method: _Method) -> _Method:
-    """Keep autocast, which would round what was certified, out of a method."""
+    """Lift factors to the dtype of the arithmetic, and keep autocast, which would round what was certified, out."""
 
     @wraps(method)
     def plain(self: Any, *arguments: Any) -> Any:
         with torch.autocast(self.device.type, enabled=False):
-            return method(self, *arguments)
+            return method(self._lifted(), *arguments)
 
     return cast(_Method, plain)
 
@@ -88,6 +88,12 @@ class LowRank:
         """(N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of V, and of a packed U, belong to block i."""
         return torch.cat([self.ranks.new_zeros(1), self.ranks.cumsum(0)])
 
+    def to(self, dtype: torch.dtype) -> "LowRank":
+        """The same in another dtype, or itself."""
+        if self.U.dtype == self.V.dtype == dtype:
+            return self
+        return LowRank(self.U.to(dtype), self.V.to(dtype), self.ranks, self.starts)
+
     def packed(self) -> "LowRank":
         """The same with a U_i for each block, whatever they share."""
         return self if self.starts is None else LowRank(self.U[_ranges(self.starts, self.ranks)], self.V, self.ranks)
@@ -132,6 +138,10 @@ class LowRank:
         where = torch.arange(len(self.ranks), device=index.device)
         where[index] = len(self.ranks) + torch.arange(len(index), device=index.device)
         return LowRank.concatenate([self, other]).select(where)
+
+
+class RowSubset(LowRank):
+    """Factors whose V are rows of the blocks, to be kept as they are: U takes nothing of their scale."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,7 @@ class _Layout(NamedTuple):
     groups: int
     kept: _Kept | None
     shared: bool
+    dtype: torch.dtype
 
 
 class Factors:
@@ -193,7 +204,7 @@ class Factors:
     ----------
     U, V : Tensor
         (Σ r_i, m) and (Σ r_i, n): the columns of every U_i and the rows of every V_i, packed block by block; with
-        ``starts`` U is (k, m).
+        ``starts`` U is (k, m). Maybe in a half precision, from which they are lifted to be computed with.
     offsets : Tensor
         (N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of V, and of U, belong to block i.
     starts : Tensor or None
@@ -206,6 +217,9 @@ class Factors:
         (K,) int64: which blocks those are.
     groups : int
         Of the convolution that reads the blocks.
+    dtype : torch.dtype
+        Of products, of approximations, and of the blocks that are kept: that of U and V, if they are not stored in a
+        half precision.
     """
 
     def __init__(
@@ -218,21 +232,18 @@ class Factors:
         kept: Blocks | None = None,
         groups: int = 1,
         starts: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.U, self.V, self.offsets, self.origin, self.starts = U, V, offsets, origin, starts
         self.kept = kept
         self.kept_index = offsets.new_zeros(0) if kept_index is None else kept_index
         self.groups = groups
+        self.dtype = U.dtype if dtype is None else dtype
 
     @property
     def shape(self) -> torch.Size:
         """(N, m, n)."""
         return torch.Size((len(self.origin), self.U.shape[1], self.V.shape[1]))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the factors."""
-        return self.U.dtype
 
     @property
     def device(self) -> torch.device:
@@ -270,7 +281,7 @@ class Factors:
         Parameters
         ----------
         weight : Tensor
-            (K, m), of the factors' dtype. With g groups, rows ``j·K/g:(j + 1)·K/g`` meet the blocks of group j.
+            (K, m), of :attr:`dtype`. With g groups, rows ``j·K/g:(j + 1)·K/g`` meet the blocks of group j.
         bias : Tensor, optional
             (K,), likewise.
         channels_last : bool
@@ -305,7 +316,7 @@ class Factors:
         Parameters
         ----------
         grad : Tensor
-            (N, K/groups, n), of the factors' dtype.
+            (N, K/groups, n), of :attr:`dtype`.
 
         Returns
         -------
@@ -343,7 +354,7 @@ class Factors:
     def layout(self) -> _Layout:
         """All but the tensors: with :meth:`tensors` it makes the same factors again."""
         kept = None if self.kept is None else _Kept(self.kept.geometry if isinstance(self.kept, Im2col) else None)
-        return _Layout(self.groups, kept, self.starts is not None)
+        return _Layout(self.groups, kept, self.starts is not None, self.dtype)
 
     @classmethod
     def restore(cls, layout: _Layout, tensors: tuple[Tensor, ...]) -> "Factors":
@@ -354,12 +365,19 @@ class Factors:
         if layout.kept is not None:
             geometry = layout.kept.geometry
             kept = DenseBlocks(rest[0]) if geometry is None else Im2col.of(rest[0], geometry)
-        return cls(U, V, offsets, origin, kept_index, kept, layout.groups, starts)
+        return cls(U, V, offsets, origin, kept_index, kept, layout.groups, starts, layout.dtype)
 
     def low_rank(self, index: Tensor | None = None) -> LowRank:
         """The factors alone; blocks that are kept as they are have none."""
         whole = LowRank(self.U, self.V, self.offsets.diff(), self.starts)
         return whole if index is None else whole.select(index)
+
+    def _lifted(self) -> "Factors":
+        """The same with U and V in the dtype of the arithmetic, or itself."""
+        if self.U.dtype == self.dtype:
+            return self
+        U, V = self.U.to(self.dtype), self.V.to(self.dtype)
+        return Factors(U, V, self.offsets, self.origin, self.kept_index, self.kept, self.groups, self.starts)
 
     def _compiled(self, *others: Tensor | None) -> bool:
         """Whether the kernels take the factors, and what they are multiplied by carries no graph."""
@@ -380,7 +398,8 @@ class Factors:
             place[self.kept_index] = torch.arange(len(self.kept_index), device=self.device)
             places = (place[index] >= 0).nonzero()[:, 0]
             kept = self.kept.select(place[index[places]]) if len(places) else None
-        return Factors(chosen.U, chosen.V, chosen.offsets, origin, places, kept, self.groups, chosen.starts)
+        dtype = self.dtype
+        return Factors(chosen.U, chosen.V, chosen.offsets, origin, places, kept, self.groups, chosen.starts, dtype)
 
     @classmethod
     def concatenate(cls, parts: "list[Factors]") -> "Factors":
@@ -393,8 +412,8 @@ class Factors:
         before = torch.tensor([0, *(len(part.origin) for part in parts)]).cumsum(0).tolist()
         index = torch.cat([first + part.kept_index for first, part in zip(before, parts, strict=False)])
         whole = kept[0].like(torch.cat([blocks.tensor for blocks in kept])) if kept else None
-        starts = joined.starts
-        return cls(joined.U, joined.V, joined.offsets, origin, index, whole, parts[0].groups, starts)
+        groups, dtype = parts[0].groups, parts[0].dtype
+        return cls(joined.U, joined.V, joined.offsets, origin, index, whole, groups, joined.starts, dtype)
 
     def _buckets(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Blocks of one rank at a time: their indices (B,), and the rows (B, r) of U, and of V, that are theirs."""

@@ -11,7 +11,25 @@ from lrbench import Compressor, UnknownCompressorError
 from lrbench.blocks import Blocks
 from lrbench.compressors import compressor_class
 
-NAMES = ["aca", "aca-estimate", "none", "rsvd", "shared", "svd", "warm"]
+GUARANTEES = {
+    "aca": "block",
+    "aca-estimate": None,
+    "aca-full": "block",
+    "aca-svd": "block",
+    "cpqr": "block",
+    "gram": "block",
+    "id": "block",
+    "none": "block",
+    "qr-svd": "block",
+    "randqb": "block",
+    "rsvd": "block",
+    "shared": "block",
+    "svd": "block",
+    "svd-same-error": None,
+    "svd-same-rank": None,
+    "warm": "block",
+}
+NAMES = list(GUARANTEES)
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +50,7 @@ def mine(qualname: str = "Mine") -> type[Compressor]:
 
 def test_every_method_is_there() -> None:
     assert lrbench.list_compressors() == NAMES
-    assert {name: compressor_class(name).guarantee for name in NAMES} == {
-        "aca": "block",
-        "aca-estimate": None,
-        "none": "block",
-        "rsvd": "block",
-        "shared": "block",
-        "svd": "block",
-        "warm": "block",
-    }
+    assert {name: compressor_class(name).guarantee for name in NAMES} == GUARANTEES
     assert [name for name in NAMES if not compressor_class(name).uses_eps] == ["none"]
     assert [name for name in NAMES if compressor_class(name).pooled] == ["shared", "warm"]
     assert all(compressor_class(name).name == name for name in NAMES)
@@ -50,11 +60,11 @@ def test_every_method_is_there() -> None:
     ("pattern", "names"),
     [
         ("*", NAMES),
-        ("*aca*", ["aca", "aca-estimate"]),
+        ("*aca*", ["aca", "aca-estimate", "aca-full", "aca-svd"]),
         ("aca", ["aca"]),
-        ("*svd", ["rsvd", "svd"]),
+        ("*svd", ["aca-svd", "qr-svd", "rsvd", "svd"]),
         ("?svd", ["rsvd"]),
-        ("[rs]*", ["rsvd", "shared", "svd"]),
+        ("[rs]*", ["randqb", "rsvd", "shared", "svd", "svd-same-error", "svd-same-rank"]),
         ("ACA", []),
         ("", []),
     ],
