@@ -18,8 +18,9 @@ __all__ = ["BATCH", "COMPRESSORS", "LAYERS", "batches", "layer_inputs", "require
 BATCH = 100
 BATCHES = 4
 COMPRESSORS = [
-    *("aca", "aca-estimate", "bf16", "dct", "hosvd", "input", "none", "pool", "quant2", "quant4", "quant8", "rproj"),
-    *("rsvd", "shared", "svd", "topk", "warm"),
+    *("aca", "aca-estimate", "aca-full", "aca-svd", "bf16", "cpqr", "dct", "gram", "hosvd"),
+    *("id", "input", "none", "pool", "qr-svd", "quant2", "quant4", "quant8", "randqb"),
+    *("rproj", "rsvd", "shared", "svd", "svd-same-error", "svd-same-rank", "topk", "warm"),
 ]
 """By name: asv counts places in this list, and another commit's registry would be another list."""
 LAYERS = {"27x1024": "conv1", "288x256": "conv3", "576x64": "conv5"}

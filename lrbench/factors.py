@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple, Self, cast
+from functools import wraps
+from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,20 @@ from lrbench.compressed import Compressed, in_full_precision
 from lrbench.im2col import Geometry, Im2col
 from lrbench.kernels import product
 
-__all__ = ["Basis", "Factors", "LowRank", "Origin", "SharedBasis", "ranges"]
+__all__ = ["Basis", "Factors", "LowRank", "Origin", "RowSubset", "SharedBasis", "ranges"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _in_full_precision(method: _Method) -> _Method:
+    """Lift factors to the dtype of the arithmetic, and keep autocast, which would round what was certified, out."""
+
+    @in_full_precision
+    @wraps(method)
+    def plain(self: Any, *arguments: Any) -> Any:
+        return method(self._lifted(), *arguments)
+
+    return cast(_Method, plain)
 
 
 class Origin(IntEnum):
@@ -74,6 +88,12 @@ class LowRank:
         """(N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of V, and of a packed U, belong to block i."""
         return torch.cat([self.ranks.new_zeros(1), self.ranks.cumsum(0)])
 
+    def to(self, dtype: torch.dtype) -> "LowRank":
+        """The same in another dtype, or itself."""
+        if self.U.dtype == self.V.dtype == dtype:
+            return self
+        return LowRank(self.U.to(dtype), self.V.to(dtype), self.ranks, self.starts)
+
     def packed(self) -> "LowRank":
         """The same with a U_i for each block, whatever they share."""
         return self if self.starts is None else LowRank(self.U[ranges(self.starts, self.ranks)], self.V, self.ranks)
@@ -118,6 +138,10 @@ class LowRank:
         where = torch.arange(len(self.ranks), device=index.device)
         where[index] = len(self.ranks) + torch.arange(len(index), device=index.device)
         return LowRank.concatenate([self, other]).select(where)
+
+
+class RowSubset(LowRank):
+    """Factors whose V are rows of the blocks, to be kept as they are: U takes nothing of their scale."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +194,7 @@ class _Layout(NamedTuple):
     groups: int
     kept: _Kept | None
     shared: bool
+    dtype: torch.dtype
 
     def restore(self, tensors: tuple[Tensor, ...]) -> "Factors":
         U, V, offsets, origin, kept_index, *rest = tensors
@@ -178,7 +203,7 @@ class _Layout(NamedTuple):
         if self.kept is not None:
             geometry = self.kept.geometry
             kept = DenseBlocks(rest[0]) if geometry is None else Im2col.of(rest[0], geometry)
-        return Factors(U, V, offsets, origin, kept_index, kept, self.groups, starts)
+        return Factors(U, V, offsets, origin, kept_index, kept, self.groups, starts, self.dtype)
 
 
 class Factors(Compressed):
@@ -188,7 +213,7 @@ class Factors(Compressed):
     ----------
     U, V : Tensor
         (Σ r_i, m) and (Σ r_i, n): the columns of every U_i and the rows of every V_i, packed block by block; with
-        ``starts`` U is (k, m).
+        ``starts`` U is (k, m). Maybe in a half precision, from which they are lifted to be computed with.
     offsets : Tensor
         (N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of V, and of U, belong to block i.
     starts : Tensor or None
@@ -201,6 +226,9 @@ class Factors(Compressed):
         (K,) int64: which blocks those are.
     groups : int
         Of the convolution that reads the blocks.
+    dtype : torch.dtype
+        Of products, of approximations, and of the blocks that are kept: that of U and V, if they are not stored in a
+        half precision.
     """
 
     def __init__(
@@ -213,11 +241,13 @@ class Factors(Compressed):
         kept: Blocks | None = None,
         groups: int = 1,
         starts: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.U, self.V, self.offsets, self.origin, self.starts = U, V, offsets, origin, starts
         self.kept = kept
         self.kept_index = offsets.new_zeros(0) if kept_index is None else kept_index
         self.groups = groups
+        self._dtype = U.dtype if dtype is None else dtype
 
     @property
     def shape(self) -> torch.Size:
@@ -226,8 +256,8 @@ class Factors(Compressed):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the factors."""
-        return self.U.dtype
+        """The dtype of the arithmetic: the blocks' own, in whatever precision the factors are stored."""
+        return self._dtype
 
     @property
     def ranks(self) -> Tensor:
@@ -236,7 +266,7 @@ class Factors(Compressed):
         ranks[self.kept_index] = min(self.shape[1:])
         return ranks
 
-    @in_full_precision
+    @_in_full_precision
     def dense(self) -> Tensor:
         """Form the approximations, a new (N, m, n) tensor."""
         N, m, n = self.shape
@@ -247,14 +277,14 @@ class Factors(Compressed):
             out[self.kept_index] = self.kept.dense().to(self.dtype)
         return out
 
-    @in_full_precision
+    @_in_full_precision
     def matmul(self, weight: Tensor, bias: Tensor | None = None, channels_last: bool = False) -> Tensor:
         """W D̂_i + b for every block, as (W U_i) V_i + b, never forming D̂_i where there are factors.
 
         Parameters
         ----------
         weight : Tensor
-            (K, m), of the factors' dtype. With g groups, rows ``j·K/g:(j + 1)·K/g`` meet the blocks of group j.
+            (K, m), of :attr:`dtype`. With g groups, rows ``j·K/g:(j + 1)·K/g`` meet the blocks of group j.
         bias : Tensor, optional
             (K,), likewise.
         channels_last : bool
@@ -282,14 +312,14 @@ class Factors(Compressed):
             out[index] = kept.matmul(W[j]) if added is None else kept.matmul(W[j]).add_(added[j, :, None])
         return out
 
-    @in_full_precision
+    @_in_full_precision
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D̂_iᵀ, as (G_i V_iᵀ) U_iᵀ, never forming D̂_i where there are factors.
 
         Parameters
         ----------
         grad : Tensor
-            (N, K/groups, n), of the factors' dtype.
+            (N, K/groups, n), of :attr:`dtype`.
 
         Returns
         -------
@@ -325,12 +355,19 @@ class Factors(Compressed):
     def layout(self) -> _Layout:
         """All but the tensors: with :meth:`tensors` it makes the same factors again."""
         kept = None if self.kept is None else _Kept(self.kept.geometry if isinstance(self.kept, Im2col) else None)
-        return _Layout(self.groups, kept, self.starts is not None)
+        return _Layout(self.groups, kept, self.starts is not None, self.dtype)
 
     def low_rank(self, index: Tensor | None = None) -> LowRank:
         """The factors alone; blocks that are kept as they are have none."""
         whole = LowRank(self.U, self.V, self.offsets.diff(), self.starts)
         return whole if index is None else whole.select(index)
+
+    def _lifted(self) -> "Factors":
+        """The same with U and V in the dtype of the arithmetic, or itself."""
+        if self.U.dtype == self.dtype:
+            return self
+        U, V = self.U.to(self.dtype), self.V.to(self.dtype)
+        return Factors(U, V, self.offsets, self.origin, self.kept_index, self.kept, self.groups, self.starts)
 
     def _compiled(self, *others: Tensor | None) -> bool:
         """Whether the kernels take the factors, and what they are multiplied by carries no graph."""
@@ -351,7 +388,8 @@ class Factors(Compressed):
             place[self.kept_index] = torch.arange(len(self.kept_index), device=self.device)
             places = (place[index] >= 0).nonzero()[:, 0]
             kept = self.kept.select(place[index[places]]) if len(places) else None
-        return type(self)(chosen.U, chosen.V, chosen.offsets, origin, places, kept, self.groups, chosen.starts)
+        packed = (chosen.U, chosen.V, chosen.offsets)
+        return type(self)(*packed, origin, places, kept, self.groups, chosen.starts, self.dtype)
 
     @classmethod
     def _joined(cls, parts: Sequence[Compressed]) -> "Factors":
@@ -362,8 +400,8 @@ class Factors(Compressed):
         before = torch.tensor([0, *(len(part.origin) for part in parts)]).cumsum(0).tolist()
         index = torch.cat([first + part.kept_index for first, part in zip(before, parts, strict=False)])
         whole = kept[0].like(torch.cat([blocks.tensor for blocks in kept])) if kept else None
-        starts = joined.starts
-        return cls(joined.U, joined.V, joined.offsets, origin, index, whole, parts[0].groups, starts)
+        groups, dtype = parts[0].groups, parts[0].dtype
+        return cls(joined.U, joined.V, joined.offsets, origin, index, whole, groups, joined.starts, dtype)
 
     def _buckets(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Blocks of one rank at a time: their indices (B,), and the rows (B, r) of U, and of V, that are theirs."""

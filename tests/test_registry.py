@@ -11,17 +11,43 @@ from lrbench import Compressor, UnknownCompressorError
 from lrbench.blocks import Blocks
 from lrbench.compressors import compressor_class
 
-NAMES = [
-    *("aca", "aca-estimate", "bf16", "dct", "hosvd", "input", "none", "pool", "quant2", "quant4", "quant8", "rproj"),
-    *("rsvd", "shared", "svd", "topk", "warm"),
-]
+GUARANTEES = {
+    "aca": "block",
+    "aca-estimate": None,
+    "aca-full": "block",
+    "aca-svd": "block",
+    "bf16": None,
+    "cpqr": "block",
+    "dct": None,
+    "gram": "block",
+    "hosvd": "batch",
+    "id": "block",
+    "input": "block",
+    "none": "block",
+    "pool": None,
+    "qr-svd": "block",
+    "quant2": None,
+    "quant4": None,
+    "quant8": None,
+    "randqb": "block",
+    "rproj": None,
+    "rsvd": "block",
+    "shared": "block",
+    "svd": "block",
+    "svd-same-error": None,
+    "svd-same-rank": None,
+    "topk": "block",
+    "warm": "block",
+}
+NAMES = list(GUARANTEES)
+ON_INPUT = {"bf16", "dct", "hosvd", "input", "pool", "quant2", "quant4", "quant8", "topk"}
 TRAITS = {
-    "uses_eps": {"aca", "aca-estimate", "hosvd", "rsvd", "shared", "svd", "topk", "warm"},
+    "uses_eps": set(NAMES) - {"bf16", "dct", "input", "none", "pool", "quant2", "quant4", "quant8", "rproj"},
     "pooled": {"hosvd", "shared", "warm"},
     "stateful": {"rproj", "warm"},
-    "randomized": {"quant2", "quant4", "quant8", "rproj", "rsvd"},
-    "low_rank": {"aca", "aca-estimate", "none", "rproj", "rsvd", "shared", "svd", "warm"},
-    "on_input": {"bf16", "dct", "hosvd", "input", "pool", "quant2", "quant4", "quant8", "topk"},
+    "randomized": {"quant2", "quant4", "quant8", "randqb", "rproj", "rsvd"},
+    "low_rank": set(NAMES) - ON_INPUT,
+    "on_input": ON_INPUT,
 }
 
 
@@ -43,25 +69,7 @@ def mine(qualname: str = "Mine") -> type[Compressor]:
 
 def test_every_method_is_there() -> None:
     assert lrbench.list_compressors() == NAMES
-    assert {name: compressor_class(name).guarantee for name in NAMES} == {
-        "aca": "block",
-        "aca-estimate": None,
-        "bf16": None,
-        "dct": None,
-        "hosvd": "batch",
-        "input": "block",
-        "none": "block",
-        "pool": None,
-        "quant2": None,
-        "quant4": None,
-        "quant8": None,
-        "rproj": None,
-        "rsvd": "block",
-        "shared": "block",
-        "svd": "block",
-        "topk": "block",
-        "warm": "block",
-    }
+    assert {name: compressor_class(name).guarantee for name in NAMES} == GUARANTEES
     assert all(compressor_class(name).name == name for name in NAMES)
 
 
@@ -81,11 +89,11 @@ def test_what_is_random_takes_a_seed(name: str) -> None:
     ("pattern", "names"),
     [
         ("*", NAMES),
-        ("*aca*", ["aca", "aca-estimate"]),
+        ("*aca*", ["aca", "aca-estimate", "aca-full", "aca-svd"]),
         ("aca", ["aca"]),
-        ("*svd", ["hosvd", "rsvd", "svd"]),
+        ("*svd", ["aca-svd", "hosvd", "qr-svd", "rsvd", "svd"]),
         ("?svd", ["rsvd"]),
-        ("[rs]*", ["rproj", "rsvd", "shared", "svd"]),
+        ("[rs]*", ["randqb", "rproj", "rsvd", "shared", "svd", "svd-same-error", "svd-same-rank"]),
         ("ACA", []),
         ("", []),
     ],

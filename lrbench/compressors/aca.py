@@ -19,6 +19,8 @@ class ACA(Compressor):
     ----------
     eps : float
         Requested relative Frobenius error, in (0, 1].
+    factors : {None, "bfloat16", "float16"}
+        As :class:`~lrbench.compressors.base.Compressor` takes it.
     """
 
     guarantee = "block"
@@ -27,7 +29,7 @@ class ACA(Compressor):
 
     def factorize(self, blocks: Blocks) -> LowRank:
         """See :func:`lrbench.compressors.crosses.cross_approximation`."""
-        return cross_approximation(blocks, self.eps, stop="residual")
+        return cross_approximation(blocks, self.aim, stop="residual", most=self.largest_rank(blocks))
 
 
 @register("aca-estimate")
@@ -41,6 +43,8 @@ class EstimatedACA(Compressor):
     ----------
     eps : float
         Tolerance of the stopping rule, in (0, 1].
+    factors : {None, "bfloat16", "float16"}
+        As :class:`~lrbench.compressors.base.Compressor` takes it.
     """
 
     guarantee = None

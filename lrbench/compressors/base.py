@@ -14,7 +14,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
 from lrbench.compressed import Compressed
 from lrbench.compressors.certificate import check, stored
-from lrbench.compressors.spectral import truncated_svd
+from lrbench.compressors.spectral import largest_rank, truncated_svd
 from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
 from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
@@ -23,6 +23,9 @@ __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError", "scale_exponents", 
 
 Guarantee = Literal["block", "batch"] | None
 _Blocks = TypeVar("_Blocks", bound=Blocks)
+
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The half precisions in which factors may be stored, by name."""
 
 WORKSPACE_BYTES = {"cpu": 16 << 20}
 """Blocks are compressed in slices whose dense form and Gram matrix, in float64, take this much (elsewhere 1 GiB)."""
@@ -56,6 +59,9 @@ class Compressor:
     ----------
     eps : float
         Requested relative Frobenius error, in (0, 1].
+    factors : {None, "bfloat16", "float16"}
+        In which U and V are stored: the blocks' dtype (None), or a half precision, from which they are lifted to be
+        computed with. What is promised holds for the factors as stored.
 
     Attributes
     ----------
@@ -93,17 +99,31 @@ class Compressor:
     version: ClassVar[int] = 1
     name: ClassVar[str] = ""
 
-    def __init__(self, eps: float = 0.1) -> None:
+    def __init__(self, eps: float = 0.1, factors: str | None = None) -> None:
         given: object = eps
         if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) <= 1:
             raise ValueError(f"eps is {eps!r}: it must be a number in (0, 1]")
-        self.eps = float(given)
+        if factors is not None and not self.low_rank:
+            raise ValueError(f"factors is {factors!r}, but {self.name} has none: leave it out")
+        if factors not in (None, *HALVES):
+            raise ValueError(f"factors is {factors!r}: use None, {' or '.join(map(repr, HALVES))}")
+        self.eps, self.factors = float(given), factors
+
+    @property
+    def aim(self) -> float:
+        """The tolerance that :meth:`factorize` is to keep: eps, less what the rounding of factors may take of it."""
+        if self.factors is None:
+            return self.eps
+        # Typically each side is rounded by 0.4 of half a unit in the last place, and errors add in squares.
+        rounding = torch.finfo(HALVES[self.factors]).eps / 2
+        return math.sqrt(max(self.eps**2 - rounding**2, self.eps**2 / 4))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(eps={self.eps:g})"
+        half = "" if self.factors is None else f", factors={self.factors!r}"
+        return f"{type(self).__name__}(eps={self.eps:g}{half})"
 
     def factorize(self, blocks: Blocks) -> LowRank | Basis | SharedBasis:
-        """Approximate blocks by factors, to the relative error ``self.eps``.
+        """Approximate blocks by factors, to the relative error :attr:`aim`.
 
         Parameters
         ----------
@@ -133,8 +153,8 @@ class Compressor:
         Returns
         -------
         Compressed
-            On the blocks' device, in their dtype (float32 for half precisions); :class:`lrbench.Factors` where
-            ``low_rank``.
+            On the blocks' device, in their dtype (float32 for half precisions), but U and V as ``factors`` says;
+            :class:`lrbench.Factors` where ``low_rank``.
 
         Raises
         ------
@@ -154,6 +174,11 @@ class Compressor:
             raise NonFiniteBlockError(bad.nonzero()[:, 0].tolist())
         with torch.autocast(blocks.device.type, enabled=False):
             return self._represent(blocks, magnitude, bad if any_bad else None)
+
+    def largest_rank(self, blocks: Blocks) -> int:
+        """The rank above which a block's factors take more memory than the block."""
+        itemsize = blocks.dtype.itemsize if self.factors is None else HALVES[self.factors].itemsize
+        return largest_rank(blocks.shape[1], blocks.shape[2], blocks.dtype.itemsize / itemsize)
 
     def skip(self, geometry: Geometry, size: tuple[int, int] | None, path: str) -> str | None:
         """Say why the method makes no sense in a layer, or nothing.
@@ -222,11 +247,15 @@ class Compressor:
         origin = torch.full((len(work),), int(Origin.OWN), dtype=torch.uint8, device=work.device)
         if self.eps == 1 and self.guarantee == "block":
             return self._empty(work), origin
+        dtype = work.dtype if self.factors is None else HALVES[self.factors]
         # The method gets blocks of its own: it may work in place, and the check must not see what it left.
         proposal = self.factorize(ScaledBlocks(blocks, -exponent))
         if self.guarantee != "block":
-            return stored(work, proposal, exponent), origin
-        factors, kept = check(work, proposal, exponent, self.eps)
+            factors = stored(work, proposal, exponent, dtype)
+            if self.factors is not None:
+                origin[~_finite(factors)] = int(Origin.STORED)
+            return factors, origin
+        factors, kept = check(work, proposal, exponent, self.eps, dtype)
         fits = _fits(factors, work)
         if factors.starts is not None:
             # Where a shared basis is too large for these blocks, one of their own need not be.
@@ -237,7 +266,8 @@ class Compressor:
             if len(failed) == 0:
                 break
             again = work.select(failed)
-            better = check(again, truncated_svd(again, inside * self.eps), exponent[failed], self.eps)
+            proposal = truncated_svd(again, inside * self.aim)
+            better = check(again, proposal, exponent[failed], self.eps, dtype)
             factors = factors.replace(failed, better.factors)
             origin[failed] = int(Origin.ESCALATED)
             fits[failed] = _fits(better.factors, work)
@@ -252,14 +282,16 @@ class Compressor:
         if len(stored):
             kept = blocks.select(stored)
             low_rank = low_rank.replace(stored, self._empty(kept))
-        return Factors(low_rank.U, low_rank.V, low_rank.offsets, origin, stored, kept, blocks.groups, low_rank.starts)
+        packed = (low_rank.U, low_rank.V, low_rank.offsets)
+        return Factors(*packed, origin, stored, kept, blocks.groups, low_rank.starts, blocks.dtype)
 
-    @staticmethod
-    def _empty(blocks: Blocks) -> LowRank:
+    def _empty(self, blocks: Blocks) -> LowRank:
         """Factors of rank 0."""
         N, m, n = blocks.shape
+        dtype = blocks.dtype if self.factors is None else HALVES[self.factors]
         ranks = torch.zeros(N, dtype=torch.int64, device=blocks.device)
-        return LowRank(blocks.tensor.new_empty(0, m), blocks.tensor.new_empty(0, n), ranks)
+        U, V = (torch.empty(0, side, dtype=dtype, device=blocks.device) for side in (m, n))
+        return LowRank(U, V, ranks)
 
 
 def without(blocks: _Blocks, bad: Tensor) -> _Blocks:
@@ -278,8 +310,18 @@ def scale_exponents(magnitude: Tensor) -> Tensor:
 
 
 def _fits(factors: LowRank, blocks: Blocks) -> Tensor:
-    """Whether factors are no larger than their block: r (m + n) <= m n, or with a part of what is shared."""
+    """Whether factors take no more memory than their block: r (m + n) <= m n, or with a part of what is shared."""
     N, m, n = blocks.shape
     if factors.starts is None:
-        return factors.ranks <= math.floor(m * n / (m + n))
-    return factors.ranks * n + len(factors.U) * m / N <= m * n
+        return factors.ranks <= largest_rank(m, n, blocks.dtype.itemsize / factors.V.itemsize)
+    return (factors.ranks * n + len(factors.U) * m / N) * factors.V.itemsize <= m * n * blocks.dtype.itemsize
+
+
+def _finite(factors: LowRank) -> Tensor:
+    """Whether all numbers of a block's factors are finite, (N,) bool."""
+    packed = factors.packed()
+    bad = ~(packed.U.isfinite().all(1) & packed.V.isfinite().all(1))
+    owner = torch.arange(len(packed.ranks), device=bad.device).repeat_interleave(packed.ranks)
+    finite = torch.ones(len(packed.ranks), dtype=torch.bool, device=bad.device)
+    finite[owner[bad]] = False
+    return finite

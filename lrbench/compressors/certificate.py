@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lrbench.blocks import Blocks, aligned_copy, scale_by_power_of_two
-from lrbench.factors import Basis, LowRank, SharedBasis
+from lrbench.blocks import Blocks, aligned_copy, aligned_product, scale_by_power_of_two
+from lrbench.factors import Basis, LowRank, RowSubset, SharedBasis
 from lrbench.kernels.kernel_blocks import KernelBlocks
 from lrbench.kernels.prefix import packed_rows, row_energies
 
@@ -38,7 +38,13 @@ class Checked(NamedTuple):
     kept: Tensor
 
 
-def check(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Tensor, eps: float) -> Checked:
+def check(
+    blocks: Blocks,
+    proposal: LowRank | Basis | SharedBasis,
+    exponent: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+) -> Checked:
     """Round what a method proposes to what will be stored, and find out in float64 whether that keeps a tolerance.
 
     Parameters
@@ -51,9 +57,11 @@ def check(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Ten
         (N,) int64: the original blocks are 2**e_i times as large.
     eps : float
         The tolerance, in (0, 1].
+    dtype : torch.dtype, optional
+        Of the factors, as :func:`stored` takes it.
     """
-    if isinstance(proposal, LowRank):
-        factors = stored(blocks, proposal, exponent)
+    if isinstance(proposal, LowRank) or dtype not in (None, blocks.dtype):
+        factors = stored(blocks, proposal, exponent, dtype)
         squared, energy = _residuals(blocks, factors, exponent, single=eps >= _SINGLE_LIMIT)
         kept = squared <= eps**2 * energy
         if eps >= _SINGLE_LIMIT:
@@ -89,15 +97,34 @@ def _leaves_room(blocks: Blocks, basis: Basis, eps: float) -> bool:
     return slack * _USUAL_RANK <= 0.015 * eps**2
 
 
-def stored(blocks: Blocks, proposal: LowRank | Basis | SharedBasis, exponent: Tensor) -> LowRank:
-    """What a method proposes, in the blocks' dtype and in the scale of the original blocks."""
+def stored(
+    blocks: Blocks,
+    proposal: LowRank | Basis | SharedBasis,
+    exponent: Tensor,
+    dtype: torch.dtype | None = None,
+) -> LowRank:
+    """What a method proposes, in the scale of the original blocks.
+
+    Parameters
+    ----------
+    blocks, proposal, exponent
+        As :func:`check` takes them.
+    dtype : torch.dtype, optional
+        Of the factors: the blocks' own without it, or a half precision. What is too large for that becomes infinite.
+    """
+    if dtype not in (None, blocks.dtype):
+        if isinstance(proposal, Basis):
+            proposal = _projected_in_half(blocks, proposal, exponent, dtype)
+        return stored(blocks, proposal, exponent).to(dtype)
     if isinstance(proposal, SharedBasis):
         V = packed_rows(proposal.coefficients, proposal.ranks, exponent)
         # A copy: the factors must not hold the memory of vectors that they do not use.
         return LowRank(proposal.vectors.clone(), V, proposal.ranks, torch.zeros_like(proposal.ranks))
     if isinstance(proposal, Basis):
         return _projected(blocks, proposal, exponent)[0]
-    rounded = LowRank(proposal.U.to(blocks.dtype), proposal.V.to(blocks.dtype), proposal.ranks)
+    rounded = proposal.to(blocks.dtype)
+    if isinstance(proposal, RowSubset):
+        return LowRank(rounded.U, _times_powers(rounded.V, exponent, rounded.ranks), rounded.ranks)
     return unscaled(rounded, exponent)
 
 
@@ -118,6 +145,34 @@ def _projected(blocks: Blocks, basis: Basis, exponent: Tensor, single: bool = Fa
 
     factors = stored(blocks, LowRank.by_rank(basis.ranks, project), exponent)
     return factors, *_residuals(blocks, factors, exponent)
+
+
+def _projected_in_half(blocks: Blocks, basis: Basis, exponent: Tensor, dtype: torch.dtype) -> LowRank:
+    """Factors of which the basis has numbers of a half precision already, and the rest makes the best of that.
+
+    With the pseudoinverse in place of the transpose, what rounding did to the lengths of the basis vectors and to the
+    angles between them does no harm.
+    """
+    half = exponent.div(2, rounding_mode="floor")
+    power = half if basis.side == "rows" else exponent - half
+    k = int(basis.ranks.max())
+    vectors = scale_by_power_of_two(basis.vectors[:, :k].to(torch.float64), power).to(dtype)
+    vectors = scale_by_power_of_two(vectors.to(torch.float64), -power)
+    duals = torch.zeros_like(vectors)
+    for r in basis.ranks.unique().tolist():
+        index = (basis.ranks == r).nonzero()[:, 0]
+        some = aligned_copy(vectors[index, :r])
+        angles = aligned_product(some, some.mT)
+        # Where numbers were too large or vanished nothing is projected, which the certificate does not let pass.
+        sound = (angles.isfinite().all((1, 2)) & (angles.diagonal(dim1=1, dim2=2) > 0.5).all(1))[:, None, None]
+        identity = torch.eye(r, dtype=torch.float64, device=some.device)
+        inverse, _ = torch.linalg.inv_ex(torch.where(sound, angles, identity))
+        duals[index, :r] = torch.where(sound, aligned_product(aligned_copy(inverse), some), 0.0)
+    found, _, _ = _projected(blocks, Basis(basis.side, duals, basis.ranks), torch.zeros_like(exponent))
+    rounded = vectors[torch.arange(k, device=vectors.device) < basis.ranks[:, None]]
+    if basis.side == "rows":
+        return LowRank(rounded, found.V, basis.ranks)
+    return LowRank(found.U, rounded, basis.ranks)
 
 
 def projection_slack(m: int, rank: int, dtype: torch.dtype) -> float:
@@ -177,6 +232,8 @@ def _sums_plainly(blocks: Blocks) -> bool:
 def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor, single: bool = False) -> tuple[Tensor, Tensor]:
     """‖D − 2**(−e) UV‖_F² and ‖D‖_F², (N,) float64; with ``single`` the former may be bounds."""
     factors = factors.packed()
+    if factors.U.dtype.itemsize < 4:
+        factors = factors.to(blocks.dtype)
     view = KernelBlocks.of(blocks)
     if view is not None:
         return view.residuals(factors.U, factors.V, factors.ranks, exponent, single)

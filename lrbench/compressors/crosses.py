@@ -17,7 +17,9 @@ from lrbench.kernels.kernel_blocks import KernelBlocks
 __all__ = ["cross_approximation"]
 
 
-def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "estimate"]) -> LowRank:
+def cross_approximation(
+    blocks: Blocks, eps: float, stop: Literal["residual", "estimate"], most: int | None = None
+) -> LowRank:
     """Approximate blocks by crosses with partial pivoting.
 
     The first pivot row is row 0. In each step the pivot column is where the pivot row of the residual is largest, v is
@@ -33,7 +35,9 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
         In (0, 1].
     stop
         ``residual``: when the Frobenius norm of the residual is inside eps times the block's, or when the factors
-        are larger than the block. ``estimate``: when ‖u_k‖‖v_k‖ ≤ eps ‖Σ u_l v_lᵀ‖_F; cross k is kept.
+        have a rank above ``most``. ``estimate``: when ‖u_k‖‖v_k‖ ≤ eps ‖Σ u_l v_lᵀ‖_F; cross k is kept.
+    most : int, optional
+        Rank of the largest factors that are no larger than their block.
 
     Returns
     -------
@@ -41,7 +45,7 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["residual", "e
         In the blocks' dtype.
     """
     m, n = blocks.shape[1:]
-    limit = min(m, n, m * n // (m + n) + 1) if stop == "residual" else min(m, n)
+    limit = min(m, n) if most is None else min(m, n, most + 1)
     floor = 8 * torch.finfo(blocks.dtype).eps if stop == "residual" else 0.0
     view = KernelBlocks.of(blocks)
     if view is None:

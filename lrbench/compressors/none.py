@@ -22,6 +22,9 @@ class Uncompressed(Compressor):
     guarantee = "block"
     uses_eps = False
 
+    def __init__(self, eps: float = 0.1) -> None:
+        super().__init__(eps)
+
     def factorize(self, blocks: Blocks) -> LowRank:
         """D = I·D or D·I, whichever identity is the smaller; :meth:`compress` keeps D alone."""
         N, m, n = blocks.shape

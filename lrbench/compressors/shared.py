@@ -22,6 +22,8 @@ class BatchBasis(Compressor):
     ----------
     eps : float
         Requested relative Frobenius error, in (0, 1].
+    factors : {None, "bfloat16", "float16"}
+        As :class:`~lrbench.compressors.base.Compressor` takes it.
     """
 
     guarantee = "block"
@@ -47,7 +49,7 @@ class BatchBasis(Compressor):
         m = blocks.shape[1]
         coefficients = projected(blocks, basis)
         while True:
-            ranks, enough = needed(coefficients, total, m, self.eps)
+            ranks, enough = needed(coefficients, total, m, self.aim)
             if len(basis) == m or bool(enough.all()):
                 return SharedBasis(basis, coefficients, ranks)
             lacking = (~enough).nonzero()[:, 0]

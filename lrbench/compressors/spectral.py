@@ -1,5 +1,6 @@
 """The truncated SVD of many blocks, and the rank that a tolerance asks for."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -8,10 +9,23 @@ import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks
-from lrbench.factors import Basis, LowRank
+from lrbench.factors import Basis
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
-__all__ = ["GRAM_LIMIT", "INSIDE", "per_matrix", "thin_svd", "truncated_svd", "truncation_ranks"]
+__all__ = [
+    "GRAM_LIMIT",
+    "INSIDE",
+    "gram_spectrum",
+    "largest_rank",
+    "per_matrix",
+    "shorter_side",
+    "thin_svd",
+    "through_gram",
+    "through_triangle",
+    "triangle_spectrum",
+    "truncated_svd",
+    "truncation_ranks",
+]
 
 INSIDE = 1 - 1e-4
 """How far inside the tolerance to aim: enough for rounding, too little to cost a rank."""
@@ -20,7 +34,7 @@ GRAM_LIMIT = 1e-5
 """Below this eps the squared singular values of a float64 Gram matrix no longer tell the tail."""
 
 
-def truncated_svd(blocks: Blocks, eps: float) -> LowRank | Basis:
+def truncated_svd(blocks: Blocks, eps: float) -> Basis:
     """Factors of the least rank that keeps the relative Frobenius error below ``eps`` (Eckart and Young, 1936).
 
     For eps >= 1e-5 the singular vectors of the shorter side are eigenvectors of the Gram matrix, accumulated in
@@ -37,32 +51,73 @@ def truncated_svd(blocks: Blocks, eps: float) -> LowRank | Basis:
 
     Returns
     -------
-    LowRank or Basis
+    Basis
         float64: U_i with orthonormal columns, or V_i with orthonormal rows, whichever is shorter.
     """
-    _, m, n = blocks.shape
     if eps < GRAM_LIMIT:
-        U, S, Vh = per_matrix(thin_svd, blocks.dense().to(torch.float64))
-        ranks = truncation_ranks(S.square().flip(1), S.square().sum(1), eps)
-        return LowRank.from_padded(U, S[:, :, None] * Vh, ranks)
-    side: Literal["rows", "columns"] = "rows" if m <= n else "columns"
+        return through_triangle(blocks, eps)
+    side = shorter_side(blocks)
     view = KernelBlocks.of(blocks)
     if view is None:
-        return _decomposed(blocks, side, eps)
+        return through_gram(blocks, eps)
     vectors, ranks = view.bases(side, INSIDE * eps)
     failed = (ranks < 0).nonzero()[:, 0]
     if len(failed):
         # No block is known that brings it here; LAPACK's iteration is another one.
-        whole = _decomposed(blocks.select(failed), side, eps)
+        whole = through_gram(blocks.select(failed), eps)
         vectors[failed], ranks[failed] = whole.vectors, whole.ranks
     return Basis(side, vectors, ranks)
 
 
-def _decomposed(blocks: Blocks, side: Literal["rows", "columns"], eps: float) -> Basis:
-    """The basis of the truncated SVD from the whole Gram matrix."""
-    eigenvalues, Q = per_matrix(torch.linalg.eigh, blocks.gram(side))
-    ranks = truncation_ranks(eigenvalues.clamp(min=0), blocks.squared_norm(), eps)
-    return Basis(side, Q.flip(2).mT, ranks)
+def shorter_side(blocks: Blocks) -> Literal["rows", "columns"]:
+    """Which of the sides the basis of a truncated SVD belongs to."""
+    return "rows" if blocks.shape[1] <= blocks.shape[2] else "columns"
+
+
+def through_gram(blocks: Blocks, eps: float) -> Basis:
+    """The truncated SVD from the whole Gram matrix; see :func:`truncated_svd`."""
+    energies, vectors = gram_spectrum(blocks)
+    return Basis(shorter_side(blocks), vectors, truncation_ranks(energies, blocks.squared_norm(), eps))
+
+
+def through_triangle(blocks: Blocks, eps: float) -> Basis:
+    """The truncated SVD from the triangular factor of the longer side; see :func:`truncated_svd`."""
+    energies, vectors = triangle_spectrum(blocks)
+    return Basis(shorter_side(blocks), vectors, truncation_ranks(energies, energies.sum(1), eps))
+
+
+def gram_spectrum(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Squared singular values and singular vectors of the shorter side, from float64 Gram matrices.
+
+    Returns
+    -------
+    tuple
+        Squared singular values, ascending and non-negative, (N, k), with an error of about 1e-16 of the largest; and,
+        in the opposite order, the vectors that belong to them, (N, k, k), a row for each. Both float64.
+    """
+    eigenvalues, Q = per_matrix(torch.linalg.eigh, blocks.gram(shorter_side(blocks)))
+    return eigenvalues.clamp(min=0), Q.flip(2).mT
+
+
+def triangle_spectrum(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """As :func:`gram_spectrum`, of the blocks themselves: singular values have an error of 1e-16 of the largest.
+
+    The longer side is triangularized by Householder's reflections first, and the SVD is that of the triangle
+    (T. F. Chan, 1982).
+    """
+    D = blocks.dense()
+    _, R = per_matrix(_triangle, D.mT if shorter_side(blocks) == "rows" else D)
+    U, S, _ = per_matrix(thin_svd, R.mT)
+    return S.square().flip(1), U.mT
+
+
+def _triangle(matrices: Tensor) -> Sequence[Tensor]:
+    return torch.linalg.qr(matrices.to(torch.float64), mode="r")
+
+
+def largest_rank(m: int, n: int, ratio: float = 1.0) -> int:
+    """The largest r with r (m + n) <= ratio·m n: of factors, each of whose numbers takes 1/ratio of the block's."""
+    return math.floor(ratio * m * n / (m + n))
 
 
 def truncation_ranks(energies: Tensor, total: Tensor, eps: float, missing: Tensor | None = None) -> Tensor:

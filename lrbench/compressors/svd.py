@@ -4,7 +4,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.spectral import truncated_svd
-from lrbench.factors import Basis, LowRank
+from lrbench.factors import Basis
 
 
 @register("svd")
@@ -15,12 +15,14 @@ class TruncatedSVD(Compressor):
     ----------
     eps : float
         Requested relative Frobenius error, in (0, 1].
+    factors : {None, "bfloat16", "float16"}
+        As :class:`~lrbench.compressors.base.Compressor` takes it.
     """
 
     guarantee = "block"
     forms_blocks = False
-    version = 3
+    version = 4
 
-    def factorize(self, blocks: Blocks) -> LowRank | Basis:
+    def factorize(self, blocks: Blocks) -> Basis:
         """See :func:`lrbench.compressors.spectral.truncated_svd`."""
-        return truncated_svd(blocks, self.eps)
+        return truncated_svd(blocks, self.aim)

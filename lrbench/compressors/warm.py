@@ -24,12 +24,14 @@ class WarmBasis(BatchBasis):
         Requested relative Frobenius error, in (0, 1].
     refresh : int
         Calls from one refresh to the next, at least 1.
+    factors : {None, "bfloat16", "float16"}
+        As :class:`~lrbench.compressors.base.Compressor` takes it.
     """
 
     stateful = True
 
-    def __init__(self, eps: float = 0.1, refresh: int = 8) -> None:
-        super().__init__(eps)
+    def __init__(self, eps: float = 0.1, refresh: int = 8, factors: str | None = None) -> None:
+        super().__init__(eps, factors)
         if not isinstance(refresh, int) or refresh < 1:
             raise ValueError(f"refresh is {refresh!r}: use a whole number of at least 1")
         self.refresh = refresh

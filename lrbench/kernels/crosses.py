@@ -7,7 +7,7 @@ import numpy as np
 from lrbench.kernels.layout import pad
 from lrbench.kernels.loops import compiled
 
-__all__ = ["by_estimate", "by_residual"]
+__all__ = ["by_estimate", "by_residual", "enlarged", "read"]
 
 
 @compiled
@@ -65,7 +65,7 @@ def by_residual(
         P[:] = wide
         total = 0.0
         for i in range(m):
-            _read(P, at[i], pitch, columns, D[i])
+            read(P, at[i], pitch, columns, D[i])
             total += _energy(D[i])
             unused[i] = True
         negligible = floor * np.sqrt(total)
@@ -92,7 +92,7 @@ def by_residual(
                     if not going:
                         break
                 if used == len(U):
-                    U, V = _enlarged(U), _enlarged(V)
+                    U, V = enlarged(U), enlarged(V)
                 u, v = U[used], V[used]
                 pivot = row[column]
                 for i in range(m):
@@ -167,7 +167,7 @@ def by_estimate(
                 if not found:
                     break
             if used == len(U):
-                U, V = _enlarged(U), _enlarged(V)
+                U, V = enlarged(U), enlarged(V)
             u, v = U[used], V[used]
             pivot = row[column]
             place = column // columns * pitch + column % columns
@@ -196,13 +196,13 @@ def _residual_row(
     P: Any, start: int, pitch: int, columns: int, U: Any, V: Any, first: int, rank: int, i: int, row: Any
 ) -> None:  # pragma: no cover (compiled)
     """Row i of the block less the crosses, in the order in which they were found."""
-    _read(P, start, pitch, columns, row)
+    read(P, start, pitch, columns, row)
     for k in range(first, first + rank):
         _update(row, U[k, i], V[k])
 
 
 @compiled
-def _read(P: Any, start: int, pitch: int, columns: int, row: Any) -> None:  # pragma: no cover (compiled)
+def read(P: Any, start: int, pitch: int, columns: int, row: Any) -> None:  # pragma: no cover (compiled)
     """A row of the block."""
     for y in range(len(row) // columns):
         line, into = P[start + y * pitch : start + y * pitch + columns], row[y * columns : (y + 1) * columns]
@@ -302,7 +302,8 @@ def _next_row(u: Any, unused: Any) -> int:  # pragma: no cover (compiled)
 
 
 @compiled
-def _enlarged(packed: Any) -> Any:  # pragma: no cover (compiled)
+def enlarged(packed: Any) -> Any:  # pragma: no cover (compiled)
+    """A copy with room for more than twice as many rows."""
     out = np.empty((2 * len(packed) + 1, packed.shape[1]), packed.dtype)
     out[: len(packed)] = packed
     return out

@@ -1,5 +1,6 @@
 """From blocks to what the kernels read, and calls of the kernels on all of torch's threads."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
-from lrbench.kernels import crosses, keys, project, sketch, spectral
+from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, sketch, spectral
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
 
@@ -123,12 +124,51 @@ class KernelBlocks(NamedTuple):
             (N, k, m), or (N, k, n), float64, of which the leading ``ranks[i]`` rows are block i's, and the ranks, (N,)
             int64, negative where k columns are too few.
         """
+        kernel = sketch.rows_sketched if side == "rows" else sketch.columns_sketched
+        return self._from_tests(kernel, side, tests, words, (eps, spare))
+
+    def grown(
+        self,
+        side: Literal["rows", "columns"],
+        tests: Tensor,
+        words: Tensor,
+        eps: float,
+        enough: float,
+        width: int,
+        steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`sketched`, from sketches that grow: see :func:`lrbench.kernels.ranges.rows_grown`."""
+        kernel = ranges.rows_grown if side == "rows" else ranges.columns_grown
+        return self._from_tests(kernel, side, tests, words, (eps, enough, width, steps))
+
+    def within(
+        self, side: Literal["rows", "columns"], given: Tensor, counts: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Bases within spans of ``counts[i]`` vectors each, packed: see :func:`lrbench.kernels.ranges.rows_within`."""
+        N, size = len(self.images), given.shape[1]
+        # Room for the most that there can be, not for the most that there are: that would depend on the batch.
+        bases, ranks = np.empty((N, min(_shape(self.layout)), size)), np.empty(N, np.int64)
+        ends = np.concatenate([np.zeros(1, np.int64), counts.numpy().cumsum()])
+        power, vectors = _powers(np.zeros_like(self.exponent), self.exponent), given.contiguous().numpy()
+        kernel = ranges.rows_within if side == "rows" else ranges.columns_within
+
+        def part(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            source = (self.images[cut], power[cut], self.layout)
+            kernel(*source, vectors, ends[start : stop + 1], eps, bases[cut], ranks[cut])
+
+        for_parts(N, part)
+        return torch.from_numpy(bases), torch.from_numpy(ranks)
+
+    def _from_tests(
+        self, kernel: Any, side: Literal["rows", "columns"], tests: Tensor, words: Tensor, settings: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Run a kernel that finds bases from test matrices."""
         m, n = _shape(self.layout)
         at, _ = _addresses(self.layout)
         bases = np.empty((len(self.images), len(tests), m if side == "rows" else n))
         ranks = np.empty(len(self.images), np.int64)
         power = _powers(np.zeros_like(self.exponent), self.exponent)
-        kernel = sketch.rows_sketched if side == "rows" else sketch.columns_sketched
         given, bits = tests.numpy().astype(self.images.dtype), words.numpy()
         if side == "rows":
             given = self._widened(given)
@@ -136,7 +176,7 @@ class KernelBlocks(NamedTuple):
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
             source = (self.images[cut], power[cut], self.layout, at)
-            kernel(*source, given, bits[cut], eps, spare, bases[cut], ranks[cut])
+            kernel(*source, given, bits[cut], *settings, bases[cut], ranks[cut])
 
         for_parts(len(ranks), part)
         return torch.from_numpy(bases), torch.from_numpy(ranks)
@@ -194,24 +234,54 @@ class KernelBlocks(NamedTuple):
         tuple
             U and V, packed, and the ranks, (N,) int64.
         """
+
+        def kernel(source: Any, U: Array, V: Array, ranks: Array) -> tuple[Array, Array]:
+            row = np.empty(V.shape[1], V.dtype)
+            target = (U, V, row, row.view(f"i{row.itemsize}"), ranks)
+            if stop == "residual":
+                return crosses.by_residual(*source, tolerance, floor, limit, *target)
+            return crosses.by_estimate(*source, tolerance, limit, *target)
+
+        return self._packed(kernel, limit)
+
+    def deflated(
+        self, by: Literal["crosses", "columns"], tolerance: float, limit: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rank-one updates in float64, as they are stored: see :mod:`lrbench.kernels.deflation`; as :meth:`crosses`."""
+
+        def kernel(source: Any, U: Array, V: Array, ranks: Array) -> tuple[Array, Array]:
+            R = np.empty((U.shape[1], V.shape[1]))
+            if by == "crosses":
+                return deflation.by_crosses(*source, tolerance, limit, U, V, R, R.view(np.int64), ranks)
+            return deflation.by_columns(*source, tolerance, limit, U, V, R, ranks)
+
+        return self._packed(kernel, limit)
+
+    def interpolated(self, tolerance: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the blocks and their coefficients: see :mod:`lrbench.kernels.interpolative`; as :meth:`crosses`."""
+
+        def kernel(source: Any, U: Array, V: Array, ranks: Array) -> tuple[Array, Array]:
+            return interpolative.by_rows(*source, tolerance, limit, U, V, ranks)
+
+        return self._packed(kernel, limit)
+
+    def _packed(
+        self, kernel: Callable[[Any, Array, Array, Array], tuple[Array, Array]], limit: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run a kernel that finds factors of ranks that nobody knows before, and pack what its parts return."""
         N = len(self.images)
         m, n = _shape(self.layout)
         at, _ = _addresses(self.layout)
         power = _powers(np.zeros_like(self.exponent), self.exponent)
-        ranks, found = np.empty(N, np.int64), {}
+        ranks = np.empty(N, np.int64)
+        found: dict[int, tuple[Array, Array]] = {}
 
         def part(start: int, end: int) -> None:
             cut = slice(start, end)
             # Memory that is never touched costs nothing, moving to a larger place does.
             room = min(limit * (end - start), (end - start) + (64 << 20) // (self.images.itemsize * (m + n)))
             U, V = (np.empty((room, side), self.images.dtype) for side in (m, n))
-            row = np.empty(n, self.images.dtype)
-            bits = row.view(f"i{row.itemsize}")
-            source, target = (self.images[cut], power[cut], self.layout, at), (U, V, row, bits, ranks[cut])
-            if stop == "residual":
-                found[start] = crosses.by_residual(*source, tolerance, floor, limit, *target)
-            else:
-                found[start] = crosses.by_estimate(*source, tolerance, limit, *target)
+            found[start] = kernel((self.images[cut], power[cut], self.layout, at), U, V, ranks[cut])
 
         for_parts(N, part)
         ends = np.concatenate([np.zeros(1, np.int64), ranks.cumsum()])

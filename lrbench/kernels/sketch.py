@@ -9,7 +9,15 @@ from lrbench.kernels.lanczos import lanczos_scratch, leading_eigenvectors
 from lrbench.kernels.layout import pad
 from lrbench.kernels.loops import accumulate, compiled, correlate, dot, inner, subtract
 
-__all__ = ["columns_sketched", "rows_sketched"]
+__all__ = [
+    "append",
+    "columns_sketched",
+    "expand",
+    "rows_sketched",
+    "sketch_columns",
+    "sketch_rows",
+    "truncate",
+]
 
 TOO_NARROW = -1
 """Stands for a rank where the sketch left too few columns unused."""
@@ -61,14 +69,8 @@ def rows_sketched(
     Y, Q, T = np.empty((k, m)), np.empty((k, m)), np.empty((k, k))
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, P)
-        _expand(words[b], layout.columns, layout.pitch, signs)
-        for j in range(0, k, 2):
-            other = min(j + 1, k - 1)
-            _flip(tests[j], signs, tested[0])
-            _flip(tests[other], signs, tested[1])
-            correlate(P, at, tested[0], tested[1], found[0], found[1])
-            Y[j] = found[0]
-            Y[other] = found[1]
+        expand(words[b], layout.columns, layout.pitch, signs)
+        sketch_rows(P, at, tests, signs, 0, k, tested, found, Y)
         rows_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
         ranks[b] = _projected(G, Y, eps, spare, Q, T, space, bases[b])
 
@@ -95,16 +97,8 @@ def columns_sketched(
     Y, Q, T = np.empty((k, n)), np.empty((k, n)), np.empty((k, k))
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, P)
-        _expand(words[b], len(signs), len(signs), signs)
-        for j in range(0, k, 2):
-            other = min(j + 1, k - 1)
-            _flip(tests[j], signs, tested[0])
-            _flip(tests[other], signs, tested[1])
-            accumulate(P, at, tested[0], tested[1], wide[0], wide[1])
-            for y in range(layout.lines):
-                for t in range(layout.columns):
-                    Y[j, y * layout.columns + t] = wide[0, y * layout.pitch + t]
-                    Y[other, y * layout.columns + t] = wide[1, y * layout.pitch + t]
+        expand(words[b], len(signs), len(signs), signs)
+        sketch_columns(P, at, layout, tests, signs, 0, k, tested, wide, Y)
         columns_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
         ranks[b] = _projected(G, Y, eps, spare, Q, T, space, bases[b])
 
@@ -129,6 +123,40 @@ def _projected(
     for j in range(size):
         inner(G, n, Q[j], Y[j])
     size = _orthonormal(Y, size, Q)
+    r = truncate(G, Y, eps, size, Q, T, space, basis)
+    return TOO_NARROW if r < 0 or r + spare > k else r
+
+
+@compiled
+def truncate(
+    G: Any, Y: Any, eps: float, size: int, Q: Any, T: Any, space: Any, basis: Any
+) -> int:  # pragma: no cover (compiled)
+    """The truncated SVD of the projection on rows of Q, as many as are given: its left vectors into ``basis``.
+
+    Parameters
+    ----------
+    G : array
+        (n, n) float64, the Gram matrix; not zero.
+    Y, T, space
+        (k, n), (k, k) and from :func:`lrbench.kernels.lanczos.lanczos_scratch`, scratch.
+    eps : float
+        In (0, 1).
+    size : int
+        Of the rows of Q, <= k; the others are not read.
+    Q : array
+        (k, n) float64.
+    basis : array
+        (., n) float64, written.
+
+    Returns
+    -------
+    int
+        The rank; TOO_NARROW where the projection loses more than eps allows.
+    """
+    n = len(G)
+    trace = 0.0
+    for i in range(n):
+        trace += G[i, i]
     held = 0.0
     T[:] = 0.0
     for j in range(size):
@@ -142,7 +170,7 @@ def _projected(
     if allowed <= 0.0 or held <= 0.0:
         return TOO_NARROW
     r = leading_eigenvectors(T, np.sqrt(min(1.0, allowed / held)), space)
-    if r < 0 or r + spare > k:
+    if r < 0:
         return TOO_NARROW
     for i in range(r):
         for t in range(n):
@@ -155,10 +183,20 @@ def _projected(
 
 @compiled
 def _orthonormal(Y: Any, count: int, Q: Any) -> int:  # pragma: no cover (compiled)
-    """Orthonormal rows Q that span those of Y, by Gram and Schmidt, twice; their number."""
-    size = 0
-    c = np.empty(max(1, count))
-    for j in range(count):
+    """Orthonormal rows Q that span those of Y; their number."""
+    return append(Y, 0, count, Q, 0)
+
+
+@compiled
+def append(Y: Any, first: int, last: int, Q: Any, size: int) -> int:  # pragma: no cover (compiled)
+    """Extend orthonormal rows Q, ``size`` of them, by what rows of Y have beside them; return their number.
+
+    By Gram and Schmidt, twice.
+    """
+    c = np.empty(max(1, size + last - first))
+    for j in range(first, last):
+        if size == len(Q):
+            break
         q = Q[size]
         for t in range(len(q)):
             q[t] = Y[j, t]
@@ -177,13 +215,43 @@ def _orthonormal(Y: Any, count: int, Q: Any) -> int:  # pragma: no cover (compil
 
 
 @compiled
+def sketch_rows(
+    P: Any, at: Any, tests: Any, signs: Any, first: int, last: int, tested: Any, found: Any, Y: Any
+) -> None:  # pragma: no cover (compiled)
+    """Rows ``first`` to ``last`` of (D Ω)ᵀ, from a padded image; ``tested`` and ``found`` are scratch."""
+    for j in range(first, last, 2):
+        other = min(j + 1, last - 1)
+        _flip(tests[j], signs, tested[0])
+        _flip(tests[other], signs, tested[1])
+        correlate(P, at, tested[0], tested[1], found[0], found[1])
+        Y[j] = found[0]
+        Y[other] = found[1]
+
+
+@compiled
+def sketch_columns(
+    P: Any, at: Any, layout: Any, tests: Any, signs: Any, first: int, last: int, tested: Any, wide: Any, Y: Any
+) -> None:  # pragma: no cover (compiled)
+    """As :func:`sketch_rows`, of Dᵀ."""
+    for j in range(first, last, 2):
+        other = min(j + 1, last - 1)
+        _flip(tests[j], signs, tested[0])
+        _flip(tests[other], signs, tested[1])
+        accumulate(P, at, tested[0], tested[1], wide[0], wide[1])
+        for y in range(layout.lines):
+            for t in range(layout.columns):
+                Y[j, y * layout.columns + t] = wide[0, y * layout.pitch + t]
+                Y[other, y * layout.columns + t] = wide[1, y * layout.pitch + t]
+
+
+@compiled
 def _flip(row: Any, signs: Any, out: Any) -> None:  # pragma: no cover (compiled)
     for t in range(len(row)):
         out[t] = row[t] * signs[t]
 
 
 @compiled
-def _expand(words: Any, columns: int, pitch: int, signs: Any) -> None:  # pragma: no cover (compiled)
+def expand(words: Any, columns: int, pitch: int, signs: Any) -> None:  # pragma: no cover (compiled)
     """Signs from bits, in lines of ``columns`` that begin every ``pitch`` numbers."""
     lines = (len(signs) - columns) // pitch + 1
     for y in range(lines):

@@ -9,17 +9,20 @@ Test a class of your own by naming it to the contract::
         def make(self):
             return Mine  # anything that gives a compressor when it is called with eps=...
 
+A class that takes ``factors`` (see :class:`lrbench.Compressor`) is tested with it, too.
+
 The checks read the class's traits, such as ``guarantee``, ``pooled`` and ``low_rank``, and hold it to what they say:
 what there is to say of ranks is asked of low-rank methods only.
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from adversarial import FAMILIES, family, photo_crops, with_singular_values
+from adversarial import FAMILIES, family, low_rank_plus_noise, photo_crops, with_singular_values
 from oracles import eckart_young_rank, factor_pair, relative_errors, storage_bytes, unit_scaled
 from torch import Tensor
 
@@ -36,6 +39,7 @@ ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
 """How far two ways to the same approximation may differ, relative to the block."""
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+each_half = pytest.mark.parametrize("half", ["bfloat16", "float16"])
 
 
 def decaying_blocks(dtype: torch.dtype = torch.float64, m: int = 24, n: int = 32) -> Tensor:
@@ -125,6 +129,12 @@ def independent(make: Make) -> None:
     compressor = make(eps=0.1)
     if compressor.pooled or compressor.guarantee == "batch":
         pytest.skip(f"{compressor.name or compressor} treats the batch as one")
+
+
+def can_halve(make: Make) -> None:
+    """Skip what only a compressor with the option ``factors`` can do."""
+    if "factors" not in inspect.signature(type(make(eps=0.1))).parameters:
+        pytest.skip(f"{make(eps=0.1)} stores no factors in a half precision")
 
 
 class CompressorContract:
@@ -415,6 +425,65 @@ class CompressorContract:
         compressor.compress(blocks)
         other.load_state_dict(compressor.state_dict())
         assert_same_tensors(compressor.compress(blocks), other.compress(blocks))
+
+    # Factors in a half precision
+
+    @each_half
+    @pytest.mark.parametrize("source", ["matrices", "images"])
+    def test_half_factors_take_about_half_the_bytes(self, make: Make, half: str, source: str) -> None:
+        can_halve(make)
+        for eps in (0.3, 0.1):
+            blocks = low_rank_plus_noise(3, 60, 80, noise=1e-2).float() if source == "matrices" else image_blocks()
+            whole, factors = make(eps=eps).compress(blocks), make(eps=eps, factors=half).compress(blocks)
+            assert factors.U.dtype == factors.V.dtype == getattr(torch, half)
+            assert factors.dtype == factors.dense().dtype == blocks.dtype
+            assert factors.nbytes == storage_bytes(factors.tensors())
+            if not len(whole.kept_index) and not len(factors.kept_index):
+                numbers = factors.U.numel() + factors.V.numel()
+                assert factors.U.nbytes + factors.V.nbytes == 2 * numbers
+                assert numbers <= 1.1 * (whole.U.numel() + whole.V.numel()) + sum(blocks.shape[1:])
+
+    @each_dtype
+    @each_half
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_half_factors_keep_the_promise(self, make: Make, name: str, half: str, dtype: torch.dtype) -> None:
+        can_halve(make)
+        for eps in TOLERANCES:
+            blocks = family(name, dtype, eps)
+            compressor = make(eps=eps, factors=half)
+            factors = compressor.compress(blocks)
+            assert factors.dense().isfinite().all()
+            assert_promise_is_kept(compressor, blocks, factors)
+            measured = lrbench.relative_error(blocks, factors).numpy()
+            expected = relative_errors(blocks, factors)
+            # What rounds to zero has no size left to be relative to.
+            for ours, theirs, block in zip(measured, expected, blocks, strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6) or not bool(block.any())
+
+    @each_half
+    def test_half_factors_are_not_given_up_at_a_usual_tolerance(self, make: Make, half: str) -> None:
+        can_halve(make)
+        certified(make)
+        crops = lrbench.Im2col(photo_crops(8, 24).float(), 3, padding=1)
+        for eps in (0.3, 0.1):
+            assert (make(eps=eps, factors=half).compress(crops).origin == int(Origin.OWN)).all()
+
+    @each_half
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_half_factors_multiply_as_their_dense_form(self, make: Make, half: str, groups: int) -> None:
+        can_halve(make)
+        factors = make(eps=0.1, factors=half).compress(image_blocks(torch.float32, groups))
+        N, m, n = factors.shape
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(groups, 4, m, generator=generator)
+        grad = torch.randn(N, 4, n, generator=generator)
+        D, group = factors.dense(), torch.arange(N) % groups
+        torch.testing.assert_close(factors.matmul(weight.flatten(0, 1)), weight[group] @ D, rtol=1e-4, atol=1e-4)
+        expected = torch.zeros_like(weight).index_add_(0, group, grad @ D.mT).flatten(0, 1)
+        torch.testing.assert_close(factors.grad_weight(grad), expected, rtol=1e-4, atol=1e-3)
+        again = factors.layout.restore(factors.tensors())
+        assert_same_tensors(Factors.concatenate([again, again]).select(torch.arange(N)), factors)
+        assert again.dtype == factors.dtype
 
     # Blocks that are not finite
 

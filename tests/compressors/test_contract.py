@@ -13,7 +13,7 @@ from lrbench.blocks import Blocks
 class TestRegistered(CompressorContract):
     @pytest.fixture(params=lrbench.list_compressors())
     def make(self, request: pytest.FixtureRequest) -> Make:
-        return lambda eps: lrbench.get_compressor(request.param, eps=eps)
+        return lambda **options: lrbench.get_compressor(request.param, **options)
 
 
 class PivotedQR(lrbench.Compressor):

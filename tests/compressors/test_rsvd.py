@@ -8,6 +8,7 @@ from oracles import eckart_young_rank, relative_errors
 
 import lrbench
 from lrbench import Origin
+from lrbench.compressors.draws import sketching_matrices
 from lrbench.compressors.rsvd import RandomizedSVD
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
@@ -64,14 +65,14 @@ def test_another_seed_is_another_sketch_and_the_same_result() -> None:
 
 def test_equal_blocks_have_equal_sketches_and_different_ones_different() -> None:
     D = lrbench.DenseBlocks(decaying_blocks()[[0, 1, 0, 2]])
-    sketches = RandomizedSVD()._test_matrices(D, 4)
+    sketches = sketching_matrices(D, 0, 4)
     assert torch.equal(sketches[0], sketches[2])
     assert not torch.equal(sketches[0].sign(), sketches[1].sign())
     assert not torch.equal(sketches[1].sign(), sketches[3].sign())
     assert abs(float(sketches.mean())) < 0.2
     changed = D.dense()
     changed[0, 23, 31] += 1e-9
-    assert not torch.equal(RandomizedSVD()._test_matrices(lrbench.DenseBlocks(changed), 4)[0], sketches[0])
+    assert not torch.equal(sketching_matrices(lrbench.DenseBlocks(changed), 0, 4)[0], sketches[0])
 
 
 def test_a_negative_zero_is_a_zero() -> None:
