@@ -75,13 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, help="CIFAR-10 records (binary) to measure on; the photographs without")
     parser.add_argument("--processes", type=int, default=5, help="fresh processes for each peak (default 5)")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes (default 100 256)")
     parser.add_argument("--out", type=Path, help="folder for memory.md, .csv, .json, .png and policy.toml")
     options = parser.parse_args(arguments)
     images, labels, name = images_of(options.records)
     model = _trained(images, labels)
-    facts: dict[str, Any] = {"images": name, "environment": environment(), "processes": options.processes}
+    facts: dict[str, Any] = {
+        "images": name,
+        "environment": environment(),
+        "processes": options.processes,
+        "largest": max(options.batches),
+    }
     store = _Store(options.out, facts)
-    cells = [(size, label, make) for size in BATCHES for label, make in rows().items()]
+    cells = [(size, label, make) for size in options.batches for label, make in rows().items()]
     for size, label, make in tqdm(cells, unit="row", disable=None):
         batch = images[:size], labels[:size]
 
@@ -89,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return _measure(make(copy.deepcopy(model)), *batch, options.processes)
 
         store.fill(f"{size}: {label}", measure)
-    size = BATCHES[-1]
+    size = max(options.batches)
     spans = [slice(k * size, (k + 1) * size) for k in range(3)]
     tuned = store.fill("tuned", lambda: _tune(model, [(images[s], labels[s]) for s in spans], options.processes))
     table = _table(store.rows)
@@ -220,13 +226,13 @@ def _markdown(table: pd.DataFrame, rows: dict[str, Any], facts: dict[str, Any]) 
             f"| {extremes} | {row['peak_ratio']:.2f} | {row['transient_bytes'] / MIB:.1f} "
             f"| {row['peak_total_bytes'] / MIB:.0f} |"
         )
-    return "\n".join([*lines, "", *_layer_lines(rows), *_tuned_lines(tuned), ""])
+    return "\n".join([*lines, "", *_layer_lines(rows, facts["largest"]), *_tuned_lines(tuned, facts["largest"]), ""])
 
 
-def _layer_lines(rows: dict[str, Any]) -> list[str]:
+def _layer_lines(rows: dict[str, Any], size: int) -> list[str]:
     """What is claimed, held and freed of each layer, and the workspaces, at the larger batch and eps 0.3."""
     lines = [
-        f"## By layer, batch of {BATCHES[-1]}, `111111`, svd 0.3",
+        f"## By layer, batch of {size}, `111111`, svd 0.3",
         "",
         "In MiB. *saved*: what the layer keeps of its input without compression, and nobody else does. *workspace*:",
         "the transient peak of the layer's forward and backward pass alone.",
@@ -235,7 +241,7 @@ def _layer_lines(rows: dict[str, Any]) -> list[str]:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for suffix in ("", ", bits"):
-        row = rows[f"{BATCHES[-1]}: 111111, svd 0.3{suffix}"]
+        row = rows[f"{size}: 111111, svd 0.3{suffix}"]
         for layer in row["savings"]["layers"]:
             sizes = [layer[f"{key}_bytes"] / MIB for key in ("input", "saved", "formula", "held", "freed")]
             sizes += [size / MIB for size in row["workspaces"][layer["layer"]]]
@@ -244,13 +250,13 @@ def _layer_lines(rows: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _tuned_lines(tuned: dict[str, Any]) -> list[str]:
+def _tuned_lines(tuned: dict[str, Any], size: int) -> list[str]:
     """The tuned policy in words."""
     middle = {kind: statistics.median(tuned[kind]["added"]) for kind in ("native", "bits", "tuned")}
     lines = [
         "## A policy that was found",
         "",
-        f"`lrbench.tune(model, batch, check=another, cosine={COSINE})` at batch {BATCHES[-1]}: of each layer the",
+        f"`lrbench.tune(model, batch, check=another, cosine={COSINE})` at batch {size}: of each layer the",
         "smallest form of its input that keeps the weight's gradient, on both batches; layers that do not lower the",
         "peak are left plain. Gradients are measured on a third batch of training images.",
         "",
