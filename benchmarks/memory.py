@@ -2,13 +2,14 @@
 
 ``python -m benchmarks.memory [--records FILE] [--out DIR]`` prints the tables, and writes them, a CSV and a figure into
 DIR. The network is the paper's, of widths 32, 64 and 128, after one epoch on the images. Rows are measured one by one;
-one that DIR holds already, taken of the same commit, is not measured again, so that the command may be interrupted.
+one that DIR holds already is not measured again, so that the command may be interrupted; each names its commit.
 """
 
 import argparse
 import copy
 import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,29 +88,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "largest": max(options.batches),
     }
     store = _Store(options.out, facts)
-    cells = [(size, label, make) for size in options.batches for label, make in rows().items()]
-    for size, label, make in tqdm(cells, unit="row", disable=None):
-        batch = images[:size], labels[:size]
-
-        def measure(make: Make = make, batch: tuple[Tensor, Tensor] = batch) -> dict[str, Any]:
-            return _measure(make(copy.deepcopy(model)), *batch, options.processes)
-
-        store.fill(f"{size}: {label}", measure)
     size = max(options.batches)
     spans = [slice(k * size, (k + 1) * size) for k in range(3)]
-    tuned = store.fill("tuned", lambda: _tune(model, [(images[s], labels[s]) for s in spans], options.processes))
+    try:
+        store.fill("tuned", lambda: _tune(model, [(images[s], labels[s]) for s in spans], options.processes))
+        cells = [(size, label, make) for size in options.batches[::-1] for label, make in rows().items()]
+        for size, label, make in tqdm(cells, unit="row", disable=None):
+            batch = images[:size], labels[:size]
+
+            def measure(make: Make = make, batch: tuple[Tensor, Tensor] = batch) -> dict[str, Any]:
+                return _measure(make(copy.deepcopy(model)), *batch, options.processes)
+
+            store.fill(f"{size}: {label}", measure)
+    except KeyboardInterrupt:
+        print("interrupted: the table holds the rows that are measured; the same command goes on", file=sys.stderr)
     table = _table(store.rows)
+    facts["missing"] = len(table) < len(options.batches) * len(rows())
     text = _markdown(table, store.rows, facts)
     print(text)
     if options.out is not None:
         write_atomically(options.out / "memory.md", text)
         write_atomically(options.out / "memory.csv", table.to_csv(index=False))
-        write_atomically(options.out / "policy.toml", tuned["policy"])
+        write_atomically(options.out / "policy.toml", store.rows["tuned"]["policy"])
         draw(table, options.out / "memory.png")
 
 
 class _Store:
-    """What is measured already, in ``memory.json``: of another commit or other images it is begun anew."""
+    """What is measured already, in ``memory.json``: of other images it is begun anew."""
 
     def __init__(self, folder: Path | None, facts: dict[str, Any]) -> None:
         self.file = None if folder is None else folder / "memory.json"
@@ -118,13 +123,13 @@ class _Store:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             if self.file.exists():
                 held = json.loads(self.file.read_text(encoding="utf-8"))
-                if {key: held[key] for key in facts} == facts:
+                if held["images"] == facts["images"] and held["processes"] == facts["processes"]:
                     self.rows = held["rows"]
 
     def fill(self, key: str, measure: Callable[[], Any]) -> Any:
         """Measure a row that is missing, and keep it."""
         if key not in self.rows:
-            self.rows[key] = measure()
+            self.rows[key] = {**measure(), "commit": self.facts["environment"]["commit"]}
             if self.file is not None:
                 write_atomically(self.file, json.dumps({**self.facts, "rows": self.rows}, indent=1))
         return self.rows[key]
@@ -214,6 +219,7 @@ def _markdown(table: pd.DataFrame, rows: dict[str, Any], facts: dict[str, Any]) 
         "peak is above what is held, the transient workspace of the step: below zero where the peak comes later, when",
         "the backward pass has let go of much.",
         "",
+        *(["Rows are missing: the command was interrupted.", ""] if facts["missing"] else []),
         "| batch | step | formula | held | freed by bits | freed | peak | min – max | / native | beyond held | total |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -241,8 +247,8 @@ def _layer_lines(rows: dict[str, Any], size: int) -> list[str]:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for suffix in ("", ", bits"):
-        row = rows[f"{size}: 111111, svd 0.3{suffix}"]
-        for layer in row["savings"]["layers"]:
+        row = rows.get(f"{size}: 111111, svd 0.3{suffix}")
+        for layer in [] if row is None else row["savings"]["layers"]:
             sizes = [layer[f"{key}_bytes"] / MIB for key in ("input", "saved", "formula", "held", "freed")]
             sizes += [size / MIB for size in row["workspaces"][layer["layer"]]]
             cells = " | ".join(f"{size:.1f}" for size in sizes)

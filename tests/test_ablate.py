@@ -194,7 +194,7 @@ def test_an_interrupted_grid_is_completed_by_the_same_command(finished, tmp_path
         (["--device", "nowhere"], "--device is nowhere"),
         (["--dataset", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent"),
         (["--policies", "/nonexistent/tuned.toml"], "the policy /nonexistent/tuned.toml cannot be read"),
-        (["--compressors", "--masks", "100000"], "there is nothing to run"),
+        (["--compressors", "--masks", "100000"], "no run is left"),
     ],
 )
 def test_a_bad_request_gets_one_sentence_and_loses_nothing(finished, more, message, capsys):
