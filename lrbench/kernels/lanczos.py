@@ -215,8 +215,8 @@ def _tridiagonal_vectors(
     """Orthonormal eigenvectors of a tridiagonal matrix by inverse iteration, the k-th in ``Z[k, :n]``.
 
     T − θ is factored with partial pivoting (LAPACK's dgttrf). Every vector begins with a direction of its own and is
-    made orthogonal to those before it in each step, so that equal eigenvalues, too, get different vectors (LAPACK's
-    dstein). Among eigenvalues that rounding alone tells apart any orthonormal vectors will do: enough must be left of
+    made orthogonal to those before it in each step, so that equal eigenvalues, whose shifts are set a little apart,
+    get different vectors, too (LAPACK's dstein). Among eigenvalues that rounding alone tells apart any orthonormal vectors will do: enough must be left of
     a vector, not all of it. Two steps are the rule, and more than six the end.
     """
     rank = len(theta)
@@ -230,9 +230,13 @@ def _tridiagonal_vectors(
         norm = max(norm, abs(alpha[i]) + 2 * abs(beta[i]))
     tiny = np.finfo(np.float64).eps * norm
     shift = np.empty(_LANES)
+    last = np.inf
     for first in range(0, rank, _LANES):
         for lane in range(_LANES):
-            shift[lane] = theta[min(first + lane, rank - 1)]
+            if first + lane < rank:
+                # Shifts of equal eigenvalues are set apart, or one of their vectors would outgrow the others for ever.
+                last = min(theta[first + lane], last - 4 * tiny)
+            shift[lane] = last
             D[0, lane] = alpha[0] - shift[lane]
             U[0, lane] = beta[0] if n > 1 else 0.0
             X[0, lane] = 1.0 + (first + lane) % 3
