@@ -2,13 +2,10 @@
 
 import copy
 import math
-import os
 import statistics
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,15 +19,15 @@ from lrbench.conv import compressed_layers, unwrap
 from lrbench.datasets import Dataset, to_float
 from lrbench.environment import device_name, environment
 from lrbench.measure.layers import measure_layers
-from lrbench.measure.memory import Peak, measure_peak
+from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
+from lrbench.measure.steps import measure_step_peaks
 from lrbench.measure.time import quartiles, split_steps, time_steps
 from lrbench.store import SCHEMA, Record, run_id
 from lrbench.training import (
     Config,
     Evaluation,
     evaluate,
-    make_model,
     make_optimizer,
     prepare_torch,
     train,
@@ -175,11 +172,12 @@ class Experiment:
     def _peaks(self, model: nn.Module, config: Config) -> dict[str, Any]:
         if not self.processes:
             raise NotMeasured("the command asked for no peak memory")
+        x, y = self._batch(0, config)
         key = (config.dataset, config.model, config.widths, config.batch_size, config.device, config.threads)
         if key not in self._plain_peaks:
-            self._plain_peaks[key] = self._peak(_plain_copy(model), _plain(config))
+            self._plain_peaks[key] = measure_step_peaks(_plain_copy(model), x, y, self.processes)
         plain = self._plain_peaks[key]
-        wrapped = self._peak(model, config) if _changed(model) else None
+        wrapped = measure_step_peaks(model, x, y, self.processes) if _changed(model) else None
         if min(_median(plain), _median(wrapped or plain)) <= 0:
             raise NotMeasured("the step is too small to add a page of memory")
         return {
@@ -194,17 +192,6 @@ class Experiment:
         if not self.processes:
             raise NotMeasured("the command asked for no memory measurement")
         return measure_savings(model, *self._batch(0, config), config.seed)
-
-    def _peak(self, model: nn.Module, config: Config) -> list[Peak]:
-        x, y = self._batch(0, config)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "step.pt"
-            torch.save({"model": model.state_dict(), "x": x, "y": y}, file)
-            argument = {"config": config.to_json(), "file": str(file), "device": config.device,
-                        "classes": len(self.data.classes)}  # fmt: skip
-            # Their memory is their own: as many run side by side as there are cores.
-            at_once = os.cpu_count() or 1
-            return measure_peak(f"{__name__}:step_for_peak", argument, self.processes, at_once=at_once)
 
     def _step(self, model: nn.Module, config: Config) -> Callable[[int], object]:
         optimizer = make_optimizer(model, config)
@@ -226,22 +213,6 @@ class Experiment:
         part = slice(start, min(start + config.batch_size, config.train_size))
         images, labels = self.data.train_images[part], self.data.train_labels[part]
         return to_float(images.to(config.device)), labels.to(config.device)
-
-
-def step_for_peak(argument: dict[str, Any]) -> Callable[[], object]:
-    """Make the step whose peak is measured, in the process that measures it."""
-    config = Config.from_json(argument["config"])
-    prepare_torch(config)
-    state = torch.load(argument["file"], weights_only=True, map_location=config.device)
-    model = make_model(config, argument["classes"])
-    model.load_state_dict(state["model"])
-    optimizer = make_optimizer(model, config)
-    return lambda: training_step(model, optimizer, state["x"], state["y"])
-
-
-def _plain(config: Config) -> Config:
-    mask = "0" * len(config.mask)
-    return replace(config, mask=mask, compressor=None, compressor_version=None, eps=None, path=None, policy=None)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from lrbench.measure.ledger import take_ledger
 from lrbench.models import paper_cnn
 
 
-@pytest.mark.parametrize("segments", [1, 4, 11])
+@pytest.mark.parametrize("segments", [1, 4, 11, 22])
 def test_gradients_are_the_plain_models_and_less_is_kept(segments: int) -> None:
     torch.manual_seed(0)
     plain = paper_cnn((4, 4, 8), image_size=16).train()
@@ -24,7 +24,8 @@ def test_gradients_are_the_plain_models_and_less_is_kept(segments: int) -> None:
         held.append(take_ledger(model, lambda model=model: model(x).square().sum()).held)
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine.grad, theirs.grad)
-    assert held[1] < held[0]
+    # Cut behind every module, it keeps every module's input: nothing is won.
+    assert held[1] < held[0] or segments == 22
 
 
 def test_what_cannot_be_cut_is_refused() -> None:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from runs import PLAIN, POLICY, config, photos
 
+import lrbench
 from lrbench import LayerPolicy, Policy
-from lrbench.experiment import Experiment, step_for_peak
+from lrbench.experiment import Experiment
+from lrbench.measure.memory import Peak
 from lrbench.store import run_id
-from lrbench.training import make_model
 
 SECONDS = {"seconds", "started", "finished", "step", "peak"}
 
@@ -116,7 +117,7 @@ def test_a_failed_run_says_of_everything_that_it_was_not_measured(tmp_path):
 
 @pytest.mark.parametrize("what", ["layers", "step", "peak"])
 def test_what_cannot_be_measured_does_not_cost_what_was_trained(tmp_path, monkeypatch, what):
-    function = {"layers": "measure_layers", "step": "time_steps", "peak": "measure_peak"}[what]
+    function = {"layers": "measure_layers", "step": "time_steps", "peak": "measure_step_peaks"}[what]
 
     def broken(*arguments, **options):
         raise MemoryError("too large")
@@ -163,16 +164,12 @@ def test_a_policy_that_only_keeps_bits_is_no_plain_run(tmp_path):
 def test_the_plain_models_peak_is_that_of_a_model_without_policy(tmp_path, monkeypatch):
     made = []
 
-    def measured(target, argument, processes, at_once):
-        step_for_peak(argument)
-        made.append(argument["config"])
-        raise MemoryError("enough")
+    def measured(model, x, y, processes):
+        made.append((bool(lrbench.lean_modules(model)), len(x), processes))
+        return [Peak(1000, 2000)] * processes
 
-    monkeypatch.setattr("lrbench.experiment.measure_peak", measured)
+    monkeypatch.setattr("lrbench.experiment.measure_step_peaks", measured)
     run = config(**POLICY, mask="000000", policy=Policy({}, lean=True).identity(), epochs=1)
-    experiment = Experiment(photos(), tmp_path, rounds=0, processes=1)
-    assert "enough" in experiment.run(run)["peak_reason"]
-    assert made == [config(**PLAIN, epochs=1).to_json()]
-    with pytest.raises(MemoryError):
-        experiment._peak(make_model(run, 10), run)
-    assert made[1] == run.to_json()
+    peak = Experiment(photos(), tmp_path, rounds=0, processes=2).run(run)["peak"]
+    assert made == [(False, run.batch_size, 2), (True, run.batch_size, 2)]
+    assert peak["wrapped_total_bytes"] == {"median": 2000, "min": 2000, "max": 2000}

@@ -37,6 +37,9 @@ class InputCompressor(Compressor, ABC):
     rescales: ClassVar[bool] = True
     """Whether images are scaled; if ``pooled``, all by one power of two."""
 
+    def __init__(self, eps: float = 0.1) -> None:
+        super().__init__(eps)
+
     @abstractmethod
     def encode(self, images: Tensor, weights: Tensor) -> Code:
         """Replace images by a code.

@@ -216,8 +216,8 @@ def _tridiagonal_vectors(
 
     T − θ is factored with partial pivoting (LAPACK's dgttrf). Every vector begins with a direction of its own and is
     made orthogonal to those before it in each step, so that equal eigenvalues, whose shifts are set a little apart,
-    get different vectors, too (LAPACK's dstein). Among eigenvalues that rounding alone tells apart any orthonormal vectors will do: enough must be left of
-    a vector, not all of it. Two steps are the rule, and more than six the end.
+    get different vectors, too (LAPACK's dstein). Among eigenvalues that rounding alone tells apart any orthonormal
+    vectors will do: enough must be left of a vector, not all of it. Two steps are the rule, and more than six the end.
     """
     rank = len(theta)
     area = vectors.reshape(-1)

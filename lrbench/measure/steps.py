@@ -43,13 +43,24 @@ def measure_step_peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int = 
             torch.save({"model": model, "x": x, "y": y}, file)
         except Exception as error:
             raise PeakUnavailableError(f"the model cannot be handed to another process: {error}") from error
-        argument = {"file": str(file), "device": str(x.device), "threads": torch.get_num_threads()}
+        argument = {
+            "file": str(file),
+            "device": str(x.device),
+            "threads": torch.get_num_threads(),
+            "cudnn": {name: getattr(torch.backends.cudnn, name) for name in _CUDNN},
+        }
         return measure_peak(f"{__name__}:loaded_step", argument, processes, at_once=os.cpu_count() or 1)
+
+
+_CUDNN = ("allow_tf32", "deterministic", "benchmark")
+"""Settings on which the workspaces of a GPU's convolutions depend: the measuring process takes this one's."""
 
 
 def loaded_step(argument: dict[str, Any]) -> tuple[Callable[[], object], nn.Module]:
     """Make the step, in the process that measures it."""
     torch.set_num_threads(argument["threads"])
+    for name, value in argument["cudnn"].items():
+        setattr(torch.backends.cudnn, name, value)
     # It was written by this user a moment ago, in a folder of its own.
     given = torch.load(argument["file"], weights_only=False, map_location=argument["device"])
     model, x, y = given["model"].train(), given["x"], given["y"]
