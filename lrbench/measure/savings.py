@@ -39,8 +39,8 @@ def measure_savings(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> di
         formula_bytes of the model as it is and plain_formula_bytes, each None where no formula is known, with
         formula_reason; hidden_bytes (alive, though autograd saved them not); layers, a dictionary for each wrapped
         layer: layer, formula_bytes (of what it keeps), held_bytes, input_bytes, saved_bytes (what the layer without
-        compression keeps and nobody else does), freed_bytes, claimed_bytes (input minus formula), and reason, where
-        less is freed than claimed.
+        compression keeps and nobody else does), kept_by (who else keeps the input, or None), freed_bytes,
+        claimed_bytes (input minus formula), and reason, where less is freed than claimed.
     """
     ours, codes = _measured(model, x, y, seed)
     bare = _measured(unwrap(copy.deepcopy(model)), x, y, seed)[0] if compressed_layers(model) else ours
@@ -165,13 +165,14 @@ def _compare(
     rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and e is not entry]
     held = sum(e.nbytes for e in rows)
     formula = size if layers[name].path == "forward" else formula
-    saved, _ = _alone(name, bare)
+    saved, kept_by = _alone(name, bare)
     row = {
         "layer": name,
         "formula_bytes": formula,
         "held_bytes": held + (still if entry is not None and name in entry.holders else 0),
         "input_bytes": size,
         "saved_bytes": saved,
+        "kept_by": kept_by,
         "freed_bytes": was - still - held,
         "claimed_bytes": size - formula,
     }

@@ -30,7 +30,7 @@ from lrbench.report.facets import (
 from lrbench.report.style import BAD, GRID, INK, MUTED, PAPER, Look, label_outer, legend, panels, plain_ticks
 from lrbench.report.summaries import first_layer_sizes, fits_paper
 from lrbench.report.tables import Study
-from lrbench.report.wording import count, join, keeper, number, plain_text
+from lrbench.report.wording import count, join, number, plain_text
 
 __all__ = ["draw_bytes", "draw_cuts", "draw_error", "draw_ranks"]
 
@@ -192,7 +192,7 @@ def _unsaved(rows: pd.DataFrame, places: list[str]) -> dict[str, str]:
         if mine["saved_bytes"].isna().all():
             words[layer] = "not measured"
         elif (mine["saved_bytes"].dropna() == 0).all():
-            holders = {keeper(reason) for reason in mine["unrealised"].dropna()} - {None}
+            holders = set(mine["kept_by"].dropna())
             by = f":\n{plain_text(join(sorted(map(str, holders))), 16)} keeps it" if holders else ""
             words[layer] = f"nothing to save{by}"
     return words
@@ -240,7 +240,7 @@ def draw_bytes(study: Study) -> Drawing:
         [], [], color=INK, linestyle="--", linewidth=1, label="the input: what PyTorch's own convolution keeps"
     )
     legend(fig, [dashed])
-    holders = {keeper(size.unrealised) for size in sizes if size.saved_bytes == 0} - {None}
+    holders = {size.kept_by for size in sizes if size.saved_bytes == 0} - {None}
     kept = "".join(
         f" The input is kept by {holder}, too: compressing it frees nothing." for holder in sorted(map(str, holders))
     )

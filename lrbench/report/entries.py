@@ -93,6 +93,8 @@ class Size:
         for real; and by the input's bytes minus the formula's. None where the ledgers were not taken.
     cut_saved
         1 - held / saved; None where nothing is saved, too.
+    kept_by
+        Who keeps the layer's input, too; None where nobody does.
     unrealised
         Why less is freed than claimed.
     """
@@ -126,6 +128,7 @@ class Size:
     freed_bytes: float | None
     claimed_bytes: float | None
     cut_saved: float | None
+    kept_by: str | None
     unrealised: str | None
 
 

@@ -29,7 +29,6 @@ from lrbench.report.wording import (
     count,
     general,
     join,
-    keeper,
     number,
     percent,
     plural,
@@ -219,8 +218,7 @@ def _saved_cell(size: Size) -> str:
     if size.saved_bytes is None:
         return "not measured"
     if size.saved_bytes == 0:
-        holder = keeper(size.unrealised)
-        return "nothing to save" + (f" ({holder})" if holder else "")
+        return "nothing to save" + (f" ({size.kept_by})" if size.kept_by else "")
     return cut_cell(size.cut_saved)
 
 

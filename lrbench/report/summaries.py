@@ -16,6 +16,7 @@ from scipy import stats
 from lrbench import paper
 from lrbench.report.entries import Cell, Comparison, Held, Kept, Peak, Size, Spread, Timing
 from lrbench.report.tables import Study, finished
+from lrbench.report.wording import join
 
 __all__ = [
     "compare_accuracy",
@@ -145,7 +146,7 @@ def _size(cell: Cell, rows: pd.DataFrame) -> Size:
 
     promises = rows["guarantee"].dropna()
     saved, held = scaled("saved_bytes"), scaled("held_bytes")
-    unrealised = rows["unrealised"].dropna()
+    unrealised, keepers = rows["unrealised"].dropna(), rows["kept_by"].dropna()
     return Size(
         cell=cell,
         method=str(rows["layer_compressor"].iloc[0]),
@@ -176,6 +177,7 @@ def _size(cell: Cell, rows: pd.DataFrame) -> Size:
         freed_bytes=scaled("freed_bytes"),
         claimed_bytes=scaled("claimed_bytes"),
         cut_saved=1 - held / saved if saved and held is not None else None,
+        kept_by=join(str(keepers.iloc[0]).split(", ")) if len(keepers) else None,
         unrealised=str(unrealised.iloc[0]) if len(unrealised) else None,
     )
 

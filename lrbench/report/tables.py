@@ -176,6 +176,7 @@ _LAYER = {
     "freed_bytes": "float64",
     "claimed_bytes": "float64",
     "cut_saved": "float64",
+    "kept_by": "string",
     "unrealised": "string",
     "lowering_ms": "float64",
     "compressing_ms": "float64",
@@ -363,7 +364,7 @@ def _saved(layer: Mapping[str, Any], savings: Mapping[str, Any] | None) -> dict[
     scale = layer["input_bytes"] / savings["input_bytes"]
     row = {f"{key}_bytes": savings[f"{key}_bytes"] * scale for key in ("saved", "held", "freed", "claimed")}
     row["cut_saved"] = 1 - row["held_bytes"] / row["saved_bytes"] if row["saved_bytes"] else None
-    return row | {"unrealised": savings["reason"]}
+    return row | {"kept_by": savings["kept_by"], "unrealised": savings["reason"]}
 
 
 def _order(record: Record) -> tuple[Any, ...]:

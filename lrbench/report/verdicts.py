@@ -22,7 +22,7 @@ from lrbench.report.summaries import (
     tolerances,
 )
 from lrbench.report.tables import Study, finished
-from lrbench.report.wording import NO_BREAK, count, join, keeper, number, percent, plural, relative_error, signed, span
+from lrbench.report.wording import NO_BREAK, count, join, number, percent, plural, relative_error, signed, span
 from lrbench.store import is_finished
 
 __all__ = ["Verdict", "headlines", "judge"]
@@ -277,9 +277,8 @@ def _smaller(group: Sequence[Size], freed: Sequence[float]) -> tuple[str, str, s
 
 
 def _why_nothing(size: Size) -> str:
-    holder = keeper(size.unrealised)
-    if holder is not None:
-        return f"{holder} {'keep' if ' and ' in holder else 'keeps'} it, too"
+    if size.kept_by is not None:
+        return f"{size.kept_by} {'keep' if ' and ' in size.kept_by else 'keeps'} it, too"
     if size.unrealised is not None:
         return size.unrealised
     return f"path {size.path} keeps the input" if size.path == "forward" else "what it holds is no less"

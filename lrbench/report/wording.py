@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["count", "join", "keeper", "number", "percent", "plain_text", "plural", "signed", "span"]
+__all__ = ["count", "join", "number", "percent", "plain_text", "plural", "signed", "span"]
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
@@ -66,14 +66,6 @@ def plural(amount: int, noun: str) -> str:
 def join(words: Sequence[str]) -> str:
     """Write a list as English does: ``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
-
-
-def keeper(reason: str | None) -> str | None:
-    """Name who keeps a layer's input beside the layer, where that is why nothing is freed."""
-    start, end = "its input is kept by ", ", too"
-    if reason is None or not reason.startswith(start) or not reason.endswith(end):
-        return None
-    return join(reason.removeprefix(start).removesuffix(end).split(", "))
 
 
 def plain_text(text: str, longest: int = 40) -> str:

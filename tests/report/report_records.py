@@ -73,6 +73,7 @@ def savings(layers: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
                 "held_bytes": held,
                 "input_bytes": whole,
                 "saved_bytes": 0 if kept else whole,
+                "kept_by": "the caller" if kept else None,
                 "freed_bytes": -held if kept else whole - held,
                 "claimed_bytes": whole - held,
                 "reason": "its input is kept by the caller, too" if kept and whole > held else None,
