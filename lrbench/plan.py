@@ -173,8 +173,8 @@ _AGAINST = {"im2col": "im2col", "input": "input", "saved": "saved", "unaliased":
 _LEGEND = (
     "Break-even ranks: factors of r·(m + n) numbers are as large there as im2col; as the layer's input; as what their "
     "use frees of what autograd keeps (saved); and as what it would free if every ReLU among the holders kept one bit "
-    "for each number, and every convolution among them were compressed, too, each within its share (bits). The flops "
-    "of W·D and of (W·U)·V, compressing not counted, meet at the rank of im2col."
+    "for each number, as lrbench.lean makes it, and every convolution among them were compressed, too, each within its "
+    "share (bits). The flops of W·D and of (W·U)·V, compressing not counted, meet at the rank of im2col."
 )
 
 
