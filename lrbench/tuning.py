@@ -7,7 +7,6 @@ gradients by a real backward pass and the peaks in fresh processes; layers that 
 
 import copy
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -141,16 +140,17 @@ def tune(
     bounds = _Bounds(cosine, error)
     if budget is not None:
         bounds = _within_budget(table, budget - measure_savings(base, x, y, seed)["held_bytes"])
-    policy = Policy({name: candidates[k] for name, k in _choose(table, bounds).items()}, lean)
+    policy = _policy(table, bounds, candidates, lean)
     plain_peaks: list[Peak] = []
     lean_peaks: list[Peak] = []
     peaks: list[Peak] = []
     if processes:
         plain_peaks = measure_step_peaks(model, x, y, processes)
         lean_peaks = measure_step_peaks(base, x, y, processes)
-        policy, peaks = _pruned(base, policy, batch, processes, progress)
+        policy = _lowest(base, table, bounds, candidates, policy, batch, progress)
+        peaks = measure_step_peaks(_applied(policy, base), x, y, processes)
     progress(f"gradients with {len(policy.layers)} layers")
-    wrapped = wrap(copy.deepcopy(base), replace(policy, lean=False))
+    wrapped = _applied(policy, base)
     gradients = gradient_errors(wrapped, base, *(check or batch), seed)
     table["chosen"] = [
         policy.layers.get(layer) is candidates[k] for layer, k in zip(table["layer"], table["candidate"], strict=True)
@@ -296,26 +296,54 @@ def _within_budget(table: pd.DataFrame, room: int) -> _Bounds:
     )
 
 
-def _pruned(
-    base: nn.Module, policy: Policy, batch: Batch, processes: int, progress: Callable[[str], object]
-) -> tuple[Policy, list[Peak]]:
-    """Leave out layers, those that free least first, as long as the measured peak does not rise."""
+def _policy(
+    table: pd.DataFrame, bounds: _Bounds, candidates: Sequence[LayerPolicy], lean: bool, only: str | None = None
+) -> Policy:
+    """The smallest candidate of each layer, or the smallest of one method."""
+    rows = table if only is None else table[table["compressor"] == only]
+    return Policy({name: candidates[k] for name, k in _choose(rows, bounds).items()}, lean)
 
-    def peaks_of(layers: Policy) -> list[Peak]:
-        progress(f"peak with {len(layers.layers)} layers")
-        return measure_step_peaks(wrap(copy.deepcopy(base), replace(layers, lean=False)), *batch, processes)
 
-    best = peaks_of(policy)
-    for name in list(policy.layers):
+def _applied(policy: Policy, base: nn.Module) -> nn.Module:
+    """A copy of a model under a policy; it keeps bits already, if the policy says so."""
+    return wrap(copy.deepcopy(base), replace(policy, lean=False))
+
+
+def _lowest(
+    base: nn.Module,
+    table: pd.DataFrame,
+    bounds: _Bounds,
+    candidates: Sequence[LayerPolicy],
+    smallest: Policy,
+    batch: Batch,
+    progress: Callable[[str], object],
+) -> Policy:
+    """The policy of the lowest measured peak, without layers that do not lower it.
+
+    What holds least need not peak lowest: a method may need much memory while it compresses. So policies of one method
+    each stand beside the one that holds least; then layers are left out, those that free least first, as long as the
+    peak does not rise.
+    """
+
+    def peak_of(policy: Policy) -> float:
+        progress(f"peak of {', '.join(f'{name} {layer.compressor}' for name, layer in policy.layers.items())}")
+        (peak,) = measure_step_peaks(_applied(policy, base), *batch, 1)
+        return peak.added
+
+    methods = [_policy(table, bounds, candidates, smallest.lean, str(name)) for name in table["compressor"].unique()]
+    distinct = [policy for k, policy in enumerate(methods) if policy.layers and policy not in methods[:k]]
+    measured = [(peak_of(policy), k, policy) for k, policy in enumerate([smallest, *distinct])]
+    best, _, policy = min(measured, key=lambda found: found[:2])
+    freed = {}
+    for name, layer in policy.layers.items():
+        row = table[(table["layer"] == name) & (table["candidate"] == candidates.index(layer))]
+        freed[name] = (row["saved_bytes"] - row["nbytes"]).item()
+    for name in sorted(freed, key=lambda name: freed[name]):
         fewer = replace(policy, layers={other: entry for other, entry in policy.layers.items() if other != name})
-        peaks = peaks_of(fewer)
-        if _middle(peaks) <= _middle(best) * (1 + SAME):
-            policy, best = fewer, peaks
-    return policy, best
-
-
-def _middle(peaks: list[Peak]) -> float:
-    return statistics.median(peak.added for peak in peaks)
+        peak = peak_of(fewer)
+        if peak <= best * (1 + SAME):
+            policy, best = fewer, min(best, peak)
+    return policy
 
 
 SAME = 0.005

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import lrbench
 from lrbench import LayerPolicy, Policy
+from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.models import paper_cnn
 
@@ -90,20 +91,30 @@ def test_the_policy_survives_its_file_and_the_model_is_left_as_it_was(network: n
     assert all(p.grad is None for p in network.parameters())
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
 def test_layers_that_do_not_lower_the_peak_are_left_out(network: nn.Sequential, monkeypatch) -> None:
-    x, y = batch(0)
-
-    def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[lrbench.measure.memory.Peak]:
-        layers = lrbench.compressed_layers(model)
-        return [lrbench.measure.memory.Peak(1000 - 100 * ("conv2" in layers), 0)] * processes
+    def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[Peak]:
+        return [Peak(1000 - 100 * ("conv2" in lrbench.compressed_layers(model)), 0)] * processes
 
     monkeypatch.setattr("lrbench.tuning.measure_step_peaks", peaks)
-    tuned = lrbench.tune(network, (x, y), cosine=0.9, candidates=CHOICE, processes=2)
+    tuned = lrbench.tune(network, batch(0), cosine=0.9, candidates=CHOICE, processes=2)
     assert list(tuned.policy.layers) == ["conv2"]
     assert [peak.added for peak in tuned.peaks] == [900, 900]
     assert [peak.added for peak in tuned.plain_peaks] == [1000, 1000]
     assert set(tuned.candidates[tuned.candidates["chosen"]]["layer"]) == {"conv2"}
+
+
+def test_a_method_that_holds_least_but_peaks_higher_is_not_taken(network: nn.Sequential, monkeypatch) -> None:
+    def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[Peak]:
+        used = [layer.compressor.name for layer in lrbench.compressed_layers(model).values()]
+        return [Peak(1000 - 10 * len(used) + 500 * ("quant2" in used), 0)] * processes
+
+    monkeypatch.setattr("lrbench.tuning.measure_step_peaks", peaks)
+    options = {"cosine": 0.5, "candidates": (*CHOICE, LayerPolicy("quant2"))}
+    least = lrbench.tune(network, batch(0), **options, processes=0)
+    assert "quant2" in {layer.compressor for layer in least.policy.layers.values()}
+    tuned = lrbench.tune(network, batch(0), **options, processes=1)
+    assert {layer.compressor for layer in tuned.policy.layers.values()} == {"svd"}
+    assert tuned.peaks[0].added < 1000
 
 
 def test_gradient_errors_are_those_of_the_gradients() -> None:
