@@ -3,16 +3,17 @@
 Operations are watched as they are dispatched, and the storages that they give or take are remembered by weak reference:
 what is alive afterwards is found whether autograd saved it, an attribute of a context hides it, or a closure does. Then
 the graph is let go, and what dies with it was the graph's. NumPy arrays and byte strings, which no dispatcher sees, are
-found on Python's heap.
+found on Python's heap, and told from those that other threads make meanwhile by where they were allocated.
 """
 
 import gc
+import tracemalloc
 import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ class Entry:
         Names of the modules that saved it for the backward pass, in the order in which they did; "" is the model itself
         or what comes after it.
     maker : str
-        Name of the module in which it was made, or first met; for foreign buffers what refers to them.
+        Name of the module in which it was made, or first met; for foreign buffers the file and the line.
     saved : bool
         Whether autograd saved it; if not, somebody hides it in an attribute, a closure or the like.
     shapes : tuple of tuple of int
@@ -114,15 +115,20 @@ def take_ledger(model: nn.Module, forward: Callable[[], Tensor]) -> Ledger:
     gc.collect()
     before = _tensors()
     owners = _owners(model)
-    foreign = {id(buffer): buffer for buffer, _ in _foreign()}
+    foreign = {id(buffer): buffer for buffer in _foreign()}
     watch = _Watch({tensor.untyped_storage()._cdata for tensor in before})
     del before
-    with _watched(model, watch), torch.autograd.graph.saved_tensors_hooks(watch.saved, lambda tensor: tensor), watch:
-        loss = forward()
-    gc.collect()
-    watch.forget(loss)
-    alive = [seen for seen in watch.storages.values() if not seen.storage.expired()]
-    new_foreign = _left(foreign, alive)
+    with _traced():
+        with (
+            _watched(model, watch),
+            torch.autograd.graph.saved_tensors_hooks(watch.saved, lambda tensor: tensor),
+            watch,
+        ):
+            loss = _forward(forward)
+        gc.collect()
+        watch.forget(loss)
+        alive = [seen for seen in watch.storages.values() if not seen.storage.expired()]
+        new_foreign = _left(foreign, alive)
     inputs = {name: watch.storages.get(key) for name, key in watch.inputs.items()}
     sizes = {id(seen): seen.nbytes for seen in alive}
     del loss
@@ -287,31 +293,70 @@ def _tensors() -> list[Tensor]:
     return found
 
 
-def _foreign() -> Iterator[tuple[Any, Any]]:
-    """Large buffers on the heap that are no tensor's, each with what refers to it; compiled code is none."""
+@contextmanager
+def _traced() -> Iterator[None]:
+    """Have Python remember where memory is allocated."""
+    if tracemalloc.is_tracing():  # somebody else does: the number of frames is theirs
+        yield
+        return
+    tracemalloc.start(_FRAMES)
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+_FRAMES = 128
+"""Of the calls that led to an allocation: enough for a deep model."""
+
+
+def _forward(forward: Callable[[], Tensor]) -> Tensor:
+    """The call that all allocations of a forward pass have in common."""
+    return forward()
+
+
+def _made_at(buffer: Any) -> str | None:
+    """File and line where the forward pass allocated a buffer; None if it did not, or it is code that was loaded."""
+    trace = tracemalloc.get_object_traceback(buffer)
+    if trace is None:
+        return None
+    files = [frame.filename for frame in trace]
+    here = any(frame.filename == __file__ and frame.lineno == _CALL for frame in trace)
+    loaded = any(file.startswith("<frozen importlib") or "numba" in Path(file).parts for file in files)
+    return f"{Path(files[-1]).name}:{trace[-1].lineno}" if here and not loaded else None
+
+
+_CALL = _forward.__code__.co_firstlineno + 2
+"""The line of that call."""
+
+
+def _foreign() -> Iterator[Any]:
+    """Large buffers on the heap that are no tensor's."""
     met: set[int] = set()
-    for thing in gc.get_objects():
-        pending = [thing]
-        while pending:
-            for value in gc.get_referents(pending.pop()):
-                cls: Any = type(value)
-                if cls is tuple or cls is dict:
-                    if not gc.is_tracked(value):
-                        pending.append(value)  # the collector passes over containers of what it need not track
-                elif _is_buffer(cls):
+    kinds: dict[type, bool] = {tuple: False, dict: False}
+    objects = gc.get_objects()
+    for start in range(0, len(objects), _AT_ONCE):
+        found = gc.get_referents(*objects[start : start + _AT_ONCE])
+        while found:
+            untracked = []
+            for value in found:
+                cls = type(value)
+                if cls not in kinds:  # asked of a type, not of the thing: a proxy would import what it stands for
+                    kinds[cls] = issubclass(cls, np.ndarray | bytes | bytearray | array)
+                if kinds[cls]:
                     buffer = value
                     while isinstance(buffer, np.ndarray) and isinstance(buffer.base, np.ndarray):
                         buffer = buffer.base
                     if _size(buffer) >= FOREIGN_BYTES and id(buffer) not in met:
                         met.add(id(buffer))
-                        if not type(thing).__module__.startswith(("numba.", "llvmlite.")):
-                            yield buffer, thing
+                        yield buffer
+                elif (cls is tuple or cls is dict) and not gc.is_tracked(value):
+                    untracked.append(value)  # the collector passes over containers of what it need not track
+            found = gc.get_referents(*untracked)
 
 
-@cache
-def _is_buffer(cls: type) -> bool:
-    """Asked of a type, not of the thing: a proxy would import what it stands for."""
-    return issubclass(cls, np.ndarray | bytes | bytearray | array)
+_AT_ONCE = 1000
+"""Objects whose referents are asked for together: one by one, a million lists would be made, and traced."""
 
 
 def _size(buffer: Any) -> int:
@@ -319,17 +364,16 @@ def _size(buffer: Any) -> int:
 
 
 def _left(before: dict[int, Any], alive: list[_Storage]) -> list[Entry]:
-    """The foreign buffers that were not there before, and are not the memory of a tensor."""
+    """The foreign buffers that the forward pass made, and that are not the memory of a tensor."""
     spans = [seen.span for seen in alive]
     entries = []
-    for buffer, place in _foreign():
-        if id(buffer) in before:
+    for buffer in _foreign():
+        place = None if id(buffer) in before else _made_at(buffer)
+        if place is None:
             continue
         if isinstance(buffer, np.ndarray):
             address = buffer.__array_interface__["data"][0]
             if any(start <= address < start + length for start, length in spans):
                 continue
-        cls = type(place)
-        what = place.__qualname__ if hasattr(place, "__qualname__") else f"{cls.__module__}.{cls.__qualname__}"
-        entries.append(Entry("foreign", _size(buffer), (), what, False))
+        entries.append(Entry("foreign", _size(buffer), (), place, False))
     return entries
