@@ -30,7 +30,7 @@ from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.measure.steps import measure_step_peaks
 from lrbench.models import paper_cnn
-from lrbench.report.style import BAD, INK, MUTED, RC, panels
+from lrbench.report.style import BAD, INK, MUTED, PAPER, RC, panels
 from lrbench.report.style import looks as looks_of
 from lrbench.store import write_atomically
 from lrbench.training import training_step
@@ -91,10 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = max(options.batches)
     spans = [slice(k * size, (k + 1) * size) for k in range(3)]
     try:
-        store.fill("tuned", lambda: _tune(model, [(images[s], labels[s]) for s in spans], options.processes))
+        store.fill(
+            "tuned", lambda: _tune(model, [(images[s].clone(), labels[s].clone()) for s in spans], options.processes)
+        )
         cells = [(size, label, make) for size in options.batches[::-1] for label, make in rows().items()]
         for size, label, make in tqdm(cells, unit="row", disable=None):
-            batch = images[:size], labels[:size]
+            batch = images[:size].clone(), labels[:size].clone()  # a view would hold all images
 
             def measure(make: Make = make, batch: tuple[Tensor, Tensor] = batch) -> dict[str, Any]:
                 return _measure(make(copy.deepcopy(model)), *batch, options.processes)
@@ -200,7 +202,7 @@ def _table(rows: dict[str, Any]) -> pd.DataFrame:
                 "transient_bytes": statistics.median(added) - savings["held_bytes"],
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).sort_values("batch", kind="stable")
 
 
 def _markdown(table: pd.DataFrame, rows: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -295,7 +297,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 low, high = (row[key] / MIB for key in ("peak_min", "peak_max"))
                 ax.plot([low, high], [y, y], color=INK, linewidth=1.2)
                 ax.plot(row["held_bytes"] / MIB, y, "|", color=BAD, ms=8, mew=1.6)
-                ax.text(max(high, row["held_bytes"] / MIB), y, f" {row['peak_ratio']:.2f}×", va="center", fontsize=7)
+                end = max(high, row["held_bytes"] / MIB)
+                ax.text(end, y, f" {row['peak_ratio']:.2f}×", va="center", fontsize=7,
+                        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4})  # fmt: skip
             first = ax is axes[0]
             ax.set_yticks(range(len(mine)), mine["step"] if first else [""] * len(mine))
             most = max(mine["peak_max"].max(), mine["held_bytes"].max()) / MIB

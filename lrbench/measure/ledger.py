@@ -73,7 +73,8 @@ class Ledger:
     entries : list of Entry
         The largest first.
     inputs : dict
-        For each convolution, by name: the bytes of its input's storage, and the entry of that storage if it is alive.
+        For each convolution, by name: the bytes of its input, and the entry of its storage, which may be larger, if
+        that is alive.
     """
 
     entries: list[Entry]
@@ -129,7 +130,6 @@ def take_ledger(model: nn.Module, forward: Callable[[], Tensor]) -> Ledger:
         watch.forget(loss)
         alive = [seen for seen in watch.storages.values() if not seen.storage.expired()]
         new_foreign = _left(foreign, alive)
-    inputs = {name: watch.storages.get(key) for name, key in watch.inputs.items()}
     sizes = {id(seen): seen.nbytes for seen in alive}
     del loss
     gc.collect()
@@ -142,9 +142,7 @@ def take_ledger(model: nn.Module, forward: Callable[[], Tensor]) -> Ledger:
             entries[id(seen)] = Entry(
                 kind, sizes[id(seen)], names, seen.maker, bool(names), tuple(dict.fromkeys(seen.shapes))
             )
-    met = {
-        name: (0, None) if seen is None else (seen.first_nbytes, entries.get(id(seen))) for name, seen in inputs.items()
-    }
+    met = {name: (size, entries.get(id(seen))) for name, (size, seen) in watch.inputs.items()}
     listed = [entry for entry in [*entries.values(), *new_foreign] if entry.nbytes]
     listed.sort(key=lambda entry: -entry.nbytes)
     return Ledger(listed, met)
@@ -178,7 +176,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.before = before
         self.storages: dict[int, _Storage] = {}
-        self.inputs: dict[str, int] = {}
+        self.inputs: dict[str, tuple[int, _Storage]] = {}
         self.stack: list[str] = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -227,7 +225,7 @@ def _watched(model: nn.Module, watch: _Watch) -> Iterator[None]:
             if isinstance(module, nn.Conv2d) and inputs and isinstance(inputs[0], Tensor):
                 seen = watch.meet(inputs[0])
                 if seen is not None:
-                    watch.inputs.setdefault(name, inputs[0].untyped_storage()._cdata)
+                    watch.inputs.setdefault(name, (inputs[0].nbytes, seen))
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             watch.stack.pop()

@@ -135,11 +135,11 @@ def _formulas(model: nn.Module, x: Tensor, codes: dict[str, int]) -> dict[str, A
 
 def _alone(name: str, ledger: Ledger) -> tuple[int, str | None]:
     """The bytes of a layer's input that nobody else keeps, and who does."""
-    size, entry = ledger.inputs[name]
+    _, entry = ledger.inputs[name]
     if entry is None:
-        return 0, "nobody"
+        return 0, None
     others = _others(name, entry)
-    return (0, others) if others else (size, None)
+    return (0, others) if others else (entry.nbytes, None)
 
 
 def _others(name: str, entry: Entry) -> str | None:
@@ -160,8 +160,8 @@ def _compare(
     _, before = bare.inputs[name]
     # An input that several layers read is freed once: by the first of them.
     first = before is not None and next((h for h in before.holders if h in layers), name) == name
-    was = size if before is not None and before.kind == "graph" and first else 0
-    still = size if entry is not None and entry.kind == "graph" and first else 0
+    was = before.nbytes if before is not None and before.kind == "graph" and first else 0
+    still = entry.nbytes if entry is not None and entry.kind == "graph" and first else 0
     rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and e is not entry]
     held = sum(e.nbytes for e in rows)
     formula = size if layers[name].path == "forward" else formula

@@ -86,6 +86,15 @@ def test_lean_modules_savings_are_told_apart_from_the_compressors() -> None:
     assert all(row["saved_bytes"] == row["input_bytes"] for row in lean["layers"])
 
 
+def test_an_input_that_is_part_of_a_larger_storage_counts_with_its_own_bytes() -> None:
+    x, y = batch()
+    large = torch.cat([x] * 5)
+    (row,) = measure_savings(lrbench.wrap(network(), "100000", "svd", 0.3, "backward"), large[:N], y)["layers"]
+    assert row["input_bytes"] == x.nbytes
+    assert row["kept_by"] == "the caller"
+    assert row["freed_bytes"] == -row["held_bytes"]
+
+
 def test_what_a_compressor_hides_is_in_its_layers_row() -> None:
     class Hoarder(lrbench.Compressor):
         guarantee = "block"
