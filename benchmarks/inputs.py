@@ -7,13 +7,14 @@ from itertools import cycle
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lrbench
 from lrbench.datasets import load_dataset, to_float
 from lrbench.models import paper_cnn
+from lrbench.training import training_step
 
-__all__ = ["BATCH", "COMPRESSORS", "LAYERS", "batches", "layer_inputs", "require", "rotate"]
+__all__ = ["BATCH", "COMPRESSORS", "LAYERS", "batches", "layer_inputs", "require", "rotate", "trained_network"]
 
 BATCH = 100
 BATCHES = 4
@@ -61,3 +62,13 @@ def layer_inputs() -> dict[str, np.ndarray]:
 def rotate(arrays: np.ndarray) -> "cycle[Tensor]":
     """Give the batches one after the other, for ever."""
     return cycle([torch.from_numpy(array) for array in arrays])
+
+
+def trained_network(images: Tensor, labels: Tensor) -> nn.Module:
+    """The paper's network, widths 32, 64, 128, after one epoch on images (N, 3, 32, 32), in batches of 100."""
+    torch.manual_seed(0)
+    model = paper_cnn().train()
+    optimizer = torch.optim.Adam(model.parameters())
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        training_step(model, optimizer, x, y)
+    return model

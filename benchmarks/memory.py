@@ -23,17 +23,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lrbench
+from benchmarks.inputs import trained_network
 from benchmarks.speed import images_of
 from lrbench.checkpointing import Checkpointed
 from lrbench.environment import environment
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.measure.steps import measure_step_peaks
-from lrbench.models import paper_cnn
 from lrbench.report.style import BAD, INK, MUTED, PAPER, RC, panels
 from lrbench.report.style import looks as looks_of
 from lrbench.store import write_atomically
-from lrbench.training import training_step
 
 BATCHES = (100, 256)
 MIB = 2.0**20
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for memory.md, .csv, .json, .png and policy.toml")
     options = parser.parse_args(arguments)
     images, labels, name = images_of(options.records)
-    model = _trained(images, labels)
+    model = trained_network(images, labels)
     facts: dict[str, Any] = {
         "images": name,
         "environment": environment(),
@@ -135,16 +134,6 @@ class _Store:
             if self.file is not None:
                 write_atomically(self.file, json.dumps({**self.facts, "rows": self.rows}, indent=1))
         return self.rows[key]
-
-
-def _trained(images: Tensor, labels: Tensor) -> nn.Module:
-    """The paper's network after one epoch in batches of 100."""
-    torch.manual_seed(0)
-    model = paper_cnn().train()
-    optimizer = torch.optim.Adam(model.parameters())
-    for index in torch.arange(len(images)).split(100):
-        training_step(model, optimizer, images[index], labels[index])
-    return model
 
 
 def _measure(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> dict[str, Any]:

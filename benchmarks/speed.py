@@ -25,10 +25,9 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 import lrbench
+from benchmarks.inputs import trained_network
 from lrbench.datasets import load_dataset, to_float
 from lrbench.environment import environment
-from lrbench.models import paper_cnn
-from lrbench.training import training_step
 
 BATCH = 500
 EPS = 0.1
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts = list(inputs.split(100))
         tables.append((layer, parts, *_deeper(parts[0], threads)))
     for title, parts, kinds, promises in tables:
-        seconds = _time(kinds, parts, options.rounds, threads)
+        seconds = time_kinds(kinds, parts, options.rounds, threads)
         results[title] = seconds
         lines += [f"## {title}", "", *_table(kinds, seconds, promises), ""]
         if "svd" in kinds:
@@ -144,7 +143,7 @@ def _first_layer(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Pro
     few = 50
     kinds = {name: Kind(_compress(name), len(batch), threads) for name in ("svd", "rsvd", "aca", "aca-estimate")}
     kinds |= {
-        "F.unfold": _fastest(
+        "F.unfold": fastest(
             [
                 lambda x: F.unfold(x, 3, padding=1),
                 lambda x: F.unfold(x.contiguous(memory_format=torch.channels_last), 3, padding=1),
@@ -152,10 +151,10 @@ def _first_layer(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Pro
             batch,
             threads,
         ),
-        "torch.linalg.svd, truncated": _fastest([_truncated(EPS)], batch, threads),
-        f"torch.svd_lowrank, q={q}, niter=1": _fastest([lowrank(q)], batch, threads),
-        f"sklearn randomized_svd, rank {rank}": _fastest([by_sklearn], batch[:few], threads),
-        "scipy interpolative": _fastest([by_scipy], batch[:few], threads),
+        "torch.linalg.svd, truncated": fastest([_truncated(EPS)], batch, threads),
+        f"torch.svd_lowrank, q={q}, niter=1": fastest([lowrank(q)], batch, threads),
+        f"sklearn randomized_svd, rank {rank}": fastest([by_sklearn], batch[:few], threads),
+        "scipy interpolative": fastest([by_scipy], batch[:few], threads),
     }
     return kinds, [
         Promise("svd", "F.unfold", "≤", 0.5),
@@ -173,18 +172,14 @@ def _deeper(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Promise]
     for eps, bound in ((0.3, 8), (0.1, 3)):
         ours, theirs = f"svd at {eps:g}", f"torch.linalg.svd, truncated at {eps:g}"
         kinds[ours] = Kind(_compress("svd", eps), len(batch), threads)
-        kinds[theirs] = _fastest([_truncated(eps)], batch, threads)
+        kinds[theirs] = fastest([_truncated(eps)], batch, threads)
         promises.append(Promise(theirs, ours, "≥", bound))
     return kinds, promises
 
 
 def _deeper_inputs(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Inputs of layers 3 and 5, in training mode, after one epoch on these images."""
-    torch.manual_seed(0)
-    model = paper_cnn().train()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for x, y in zip(images.split(100), labels.split(100), strict=True):
-        training_step(model, optimizer, x, y)
+    model = trained_network(images, labels)
     seen: dict[str, list[Tensor]] = {"layer 3, 288x256": [], "layer 5, 576x64": []}
     for layer, parts in seen.items():
         conv = model.get_submodule(f"conv{layer.split()[1].rstrip(',')}")
@@ -196,7 +191,7 @@ def _deeper_inputs(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {layer: torch.cat(parts) for layer, parts in seen.items()}
 
 
-def _fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
+def fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
     """The quickest of some calls, each with one thread and with all."""
     tried = []
     for number in sorted({1, threads}):
@@ -215,7 +210,7 @@ def _fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
     return Kind(call, len(batch), number)
 
 
-def _time(kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, threads: int) -> dict[str, list[float]]:
+def time_kinds(kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, threads: int) -> dict[str, list[float]]:
     """Seconds for each image, by kind and round."""
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     names, order = list(kinds), np.random.default_rng(0)

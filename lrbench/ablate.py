@@ -1,7 +1,7 @@
 """The ablation: a grid of runs into a results folder, and the report on it.
 
 python -m lrbench.ablate                                    the embedded demonstration, in results/demo
-python -m lrbench.ablate --preset paper --data-dir DIR      the paper's three masks on CIFAR-10
+python -m lrbench.ablate --preset paper --data-dir DIR      the paper's question, five seeds each
 python -m lrbench.ablate --dataset cifar10 --compressors svd aca --masks 000000 101010 --seeds 0 1 --out DIR
 python -m lrbench.ablate --compressors --masks 000000 --policies tuned.toml         policies beside the plain model
 
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from lrbench.names import DATASETS, MODELS
+from lrbench.presets import AXES, list_presets, load_preset
 from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, run_path, write_run
 
 # What takes torch or draws is imported where it is first needed: the command line answers at once.
@@ -32,41 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-ALL = ["none", "svd", "rsvd", "aca", "aca-estimate"]
-MASKS = ["000000", "100000", "101010"]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {
-        "dataset": "photos",
-        "compressors": ALL,
-        "masks": MASKS,
-        "eps": [0.1],
-        "path": ["both"],
-        "seeds": [0],
-        "epochs": 5,
-        "batch_size": 20,
-        "widths": [8, 8, 16],
-        "train_size": 700,
-        "test_size": 200,
-        "timed_steps": 6,
-        "peak_processes": 5,
-    },
-    "paper": {
-        "dataset": "cifar10",
-        "compressors": ALL,
-        "masks": MASKS,
-        "eps": [0.1],
-        "path": ["both"],
-        "seeds": [0],
-        "epochs": 20,
-        "batch_size": 100,
-        "widths": [32, 64, 128],
-        "train_size": None,
-        "test_size": None,
-        "timed_steps": 20,
-        "peak_processes": 5,
-    },
-}
 OF_THE_PAPER = ("widths", "masks")
 """What a preset says of the paper's network alone; others have widths of their own, and another number of bits."""
 
@@ -102,14 +68,14 @@ class _BadRequestError(Exception):
 def _ablate(options: argparse.Namespace, command: str) -> int:
     from lrbench.datasets import load_dataset
     from lrbench.experiment import Experiment
-    from lrbench.grid import Grid, expand, load_policies
+    from lrbench.grid import Grid, expand_all, load_policies
 
     try:
         data = load_dataset(options.dataset, options.data_dir)
         policies = load_policies(options.policies)
-        grid = Grid(options.compressors, options.masks, options.eps, options.path, options.seeds, policies)
+        grids = [Grid(**axes, seeds=options.seeds, policies=policies) for axes in options.grids]
         C, H, W = data.train_images.shape[1:]
-        configs, reasons = expand(grid, _base(options, data), len(data.classes), (C, H, W))
+        configs, reasons = expand_all(grids, _base(options, data), len(data.classes), (C, H, W))
         if not options.dry_run:
             prepare_folder(options.out)
     except (ValueError, LookupError, TypeError, ResultsFolderError) as error:
@@ -119,7 +85,8 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
         return 0
     for reason in reasons:
         print(reason)
-    experiment = Experiment(data, options.out / "checkpoints", options.timed_steps, options.peak_processes, command)
+    measured = options.timed_steps, options.peak_processes
+    experiment = Experiment(data, options.out / "checkpoints", *measured, command, options.preset)
     if options.force:
         _forget(configs, experiment, options.out)
     failed = _run_all(configs, experiment, options.out)
@@ -257,7 +224,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         prog="python -m lrbench.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--preset", choices=PRESETS, help="what the other options default to (demo; paper where --dataset is cifar10)")
+    add(
+        "--preset",
+        choices=list_presets(),
+        help="what the other options default to (demo; cifar10 with --dataset cifar10)",
+    )
     add("--dataset", choices=DATASETS)
     add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder, or its parent")
     add("--train-size", type=int, metavar="N", help="how many training images")
@@ -289,10 +260,18 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="list the runs, and which are done")
     options = parser.parse_args(arguments)
     if options.preset is None:
-        options.preset = "paper" if options.dataset == "cifar10" else "demo"
-    for name, value in PRESETS[options.preset].items():
+        options.preset = "cifar10" if options.dataset == "cifar10" else "demo"
+    preset = load_preset(options.preset)
+    for name, value in preset.options.items():
         if getattr(options, name) is None and (name not in OF_THE_PAPER or options.model == "paper"):
             setattr(options, name, value)
+    # An axis that is given, or said by the preset for all its grids, is that of every grid.
+    options.grids = [
+        {axis: given if (given := getattr(options, axis)) is not None else grid.get(axis) for axis in AXES}
+        for grid in preset.grids
+    ]
+    if options.model != "paper":
+        options.grids = [{**grid, "masks": options.masks} for grid in options.grids]
     if options.out is None:
         options.out = Path("results") / options.preset
     return options

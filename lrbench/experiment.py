@@ -58,15 +58,21 @@ class Experiment:
     processes : int
         Processes in which the peak memory of a step is measured, of each of the two; 0 for none, and then no savings
         are measured either.
-    command : str
-        As it was given.
+    command, preset : str
+        As they were given.
     """
 
     def __init__(
-        self, data: Dataset, checkpoints: Path, rounds: int = 10, processes: int = 5, command: str = ""
+        self,
+        data: Dataset,
+        checkpoints: Path,
+        rounds: int = 10,
+        processes: int = 5,
+        command: str = "",
+        preset: str = "",
     ) -> None:
         self.data, self.checkpoints, self.rounds, self.processes = data, checkpoints, rounds, processes
-        self.command = command
+        self.command, self.preset = command, preset
         self._plain_peaks: dict[tuple[Any, ...], list[Peak]] = {}
 
     def run(self, config: Config, on_epoch: Callable[[int], None] = lambda epoch: None) -> Record:
@@ -105,7 +111,7 @@ class Experiment:
                 "classes": list(data.classes),
             },
             "environment": {**environment(), "device": device_name(config.device), "threads": config.threads,
-                            "command": self.command},
+                            "command": self.command, "preset": self.preset},
             "started": _now(),
             "seconds": 0.0,
             "outcome": None,

@@ -17,7 +17,7 @@ from lrbench.models import build_model
 from lrbench.policy import Policy
 from lrbench.training import Config
 
-__all__ = ["Grid", "expand", "load_policies"]
+__all__ = ["Grid", "expand", "expand_all", "load_policies"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Grid:
         model has: no layer, the first one, every other one.
     eps : sequence of float
         Requested relative errors, in (0, 1].
-    paths : sequence of str
+    path : sequence of str
         Of ``forward``, ``backward``, ``both``.
     seeds : sequence of int
         Runs of one seed form a pair.
@@ -44,7 +44,7 @@ class Grid:
     compressors: Sequence[str]
     masks: Sequence[str] | None
     eps: Sequence[float]
-    paths: Sequence[CompressionPath]
+    path: Sequence[CompressionPath]
     seeds: Sequence[int]
     policies: Mapping[str, Policy] = field(default_factory=dict)
 
@@ -95,7 +95,7 @@ def expand(
     """
     for asked, eps in itertools.product(grid.compressors, grid.eps):
         get_compressor(asked, eps=eps)
-    unknown = set(grid.paths) - set(PATHS)
+    unknown = set(grid.path) - set(PATHS)
     if unknown:
         raise ValueError(f"path is {', '.join(sorted(unknown))}: use {', '.join(PATHS)}")
     with torch.device("meta"):
@@ -111,12 +111,12 @@ def expand(
             reasons[f"mask {mask} does not run: no compressor is named"] = None
         for name in grid.compressors if "1" in mask else [None]:
             cls = None if name is None else compressor_class(name)
-            if cls is None and len(grid.compressors) * len(grid.eps) * len(grid.paths) > 1:
+            if cls is None and len(grid.compressors) * len(grid.eps) * len(grid.path) > 1:
                 reasons[f"mask {mask} compresses no layer: it runs once for all compressors, eps and paths"] = None
             if cls is not None and not cls.uses_eps and len(grid.eps) > 1:
                 reasons[f"{name} has no tolerance: it runs once for all eps"] = None
             tolerances = grid.eps if cls is not None and cls.uses_eps else [None]
-            paths = grid.paths if cls is not None else [None]
+            paths = grid.path if cls is not None else [None]
             version = None if cls is None else cls.version
             cell = replace(base, mask=mask, compressor=name, compressor_version=version)
             chosen = [layer for layer, bit in zip(layers, mask, strict=True) if bit == "1"]
@@ -135,6 +135,19 @@ def expand(
     if not runs:
         raise ValueError("there is nothing to run: name a compressor, a policy, or a mask of zeros for the plain model")
     return list(runs), list(reasons)
+
+
+def expand_all(
+    grids: Sequence[Grid], base: Config, classes: int, image_shape: tuple[int, int, int] = (3, 32, 32)
+) -> tuple[list[Config], list[str]]:
+    """Give the runs of several grids, each once, seed by seed, so that what is done first is complete pairs.
+
+    Parameters, exceptions and what is given are those of :func:`expand`.
+    """
+    parts = [expand(grid, base, classes, image_shape) for grid in grids]
+    runs = dict.fromkeys(run for part, _ in parts for run in part)
+    reasons = dict.fromkeys(reason for _, part in parts for reason in part)
+    return sorted(runs, key=lambda run: (run.seed, not run.plain)), list(reasons)
 
 
 def _bits(model: nn.Module, mask: str | Sequence[str]) -> str:

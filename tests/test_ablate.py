@@ -215,9 +215,17 @@ def test_a_results_folder_that_cannot_be_written_is_refused_before_anything_runs
 def test_presets_are_defaults_that_options_override():
     demo = ablate._options([])
     assert (demo.preset, demo.dataset, demo.out) == ("demo", "photos", Path("results/demo"))
-    paper = ablate._options(["--dataset", "cifar10", "--epochs", "3"])
-    assert (paper.preset, paper.epochs, paper.eps, paper.masks) == ("paper", 3, [0.1], ["000000", "100000", "101010"])
-    assert ablate._options(["--preset", "paper"]).epochs == 20
+    cifar10 = ablate._options(["--dataset", "cifar10", "--epochs", "3", "--eps", "0.3"])
+    assert (cifar10.preset, cifar10.epochs) == ("cifar10", 3)
+    assert cifar10.grids[0]["masks"] == ["000000", "100000", "101010"]
+    assert cifar10.grids[0]["eps"] == [0.3]
+    assert ablate._options(["--preset", "cifar10"]).epochs == 20
+
+
+def test_an_option_holds_for_every_grid_of_a_preset():
+    grids = ablate._options(["--preset", "paper", "--eps", "0.2"]).grids
+    assert [grid["eps"] for grid in grids] == [[0.2], [0.2]]
+    assert [grid["compressors"] for grid in grids] == [["aca-estimate", "svd"], ["svd-same-rank", "svd-same-error"]]
 
 
 def test_a_preset_gives_its_widths_and_masks_to_the_papers_network_alone(tmp_path, capsys):

@@ -51,11 +51,11 @@ def test_masks_may_name_layers_and_the_same_mask_is_one():
         ({"masks": ["10101"]}, ValueError, "conv1, conv2"),
         ({"masks": ["102010"]}, ValueError, "0 or 1"),
         ({"eps": [0.0]}, ValueError, r"\(0, 1\]"),
-        ({"paths": ["sideways"]}, ValueError, "forward, backward, both"),
+        ({"path": ["sideways"]}, ValueError, "forward, backward, both"),
     ],
 )
 def test_a_grid_that_asks_for_what_there_is_not_is_refused(change, error, message):
-    good = {"compressors": ["svd"], "masks": ["100000"], "eps": [0.1], "paths": ["both"], "seeds": [0]}
+    good = {"compressors": ["svd"], "masks": ["100000"], "eps": [0.1], "path": ["both"], "seeds": [0]}
     with pytest.raises(error, match=message):
         expand(Grid(**(good | change)), config(), classes=10)
 

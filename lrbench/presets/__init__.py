@@ -1,0 +1,80 @@
+"""Presets: experiments that are written down before they are run, as TOML files of this folder.
+
+A preset holds what the options of ``python -m lrbench.ablate`` default to; grids of cells, each a product of
+compressors, masks, tolerances and paths; and the comparisons that it is run for, each of a cell with another, paired by
+seed. ``extends`` names another preset: what a file does not say is as it is there.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+__all__ = ["AXES", "Comparison", "Preset", "list_presets", "load_preset"]
+
+AXES = ("compressors", "masks", "eps", "path")
+"""What a grid varies."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cell and what it is compared with; a cell has a mask and, but for the plain model, compressor, eps and path."""
+
+    name: str
+    cell: Mapping[str, Any]
+    against: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An experiment.
+
+    Attributes
+    ----------
+    name : str
+        By which ``--preset`` takes it.
+    title, question : str
+        What it is about, and what it asks.
+    options : mapping
+        Defaults of the command's options, by their names; an axis here holds for every grid.
+    grids : sequence of mapping
+        The axes of each grid, by name.
+    comparisons : sequence of Comparison
+        What it is run for, beside the comparison of every cell with the plain model; empty if nothing.
+    """
+
+    name: str
+    title: str
+    question: str
+    options: Mapping[str, Any]
+    grids: Sequence[Mapping[str, Sequence[Any]]] = field(default=({},))
+    comparisons: Sequence[Comparison] = ()
+
+
+def list_presets() -> list[str]:
+    """Names of all presets, sorted."""
+    return sorted(file.name.removesuffix(".toml") for file in files(__name__).iterdir() if file.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Load a preset.
+
+    Raises
+    ------
+    LookupError
+        If there is none of that name.
+    """
+    if name not in list_presets():
+        raise LookupError(f"there is no preset {name!r}: use {', '.join(list_presets())}")
+    given = tomllib.loads((files(__name__) / f"{name}.toml").read_text(encoding="utf-8"))
+    base = load_preset(given["extends"]) if "extends" in given else Preset(name, "", "", {})
+    comparisons = [Comparison(**each) for each in given["comparisons"]] if "comparisons" in given else base.comparisons
+    return Preset(
+        name=name,
+        title=given.get("title", base.title),
+        question=given.get("question", base.question).strip(),
+        options={**base.options, **given.get("options", {})},
+        grids=given.get("grids", base.grids),
+        comparisons=comparisons,
+    )

@@ -1,0 +1,57 @@
+from collections import Counter
+
+import pytest
+from runs import config
+
+from lrbench import ablate
+from lrbench.grid import Grid, expand_all
+from lrbench.presets import list_presets, load_preset
+
+
+def runs_of(name):
+    options = ablate._options(["--preset", name])
+    grids = [Grid(**axes, seeds=options.seeds) for axes in options.grids]
+    return expand_all(grids, config(widths=tuple(options.widths)), 10)[0]
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_a_preset_says_what_it_asks_and_every_comparison_is_of_cells_that_run(name):
+    preset = load_preset(name)
+    assert preset.title
+    assert preset.question.endswith((".", "?"))
+    runs = runs_of(name)
+    for comparison in preset.comparisons:
+        for cell in (comparison.cell, comparison.against):
+            found = [run for run in runs if all(getattr(run, key) == value for key, value in cell.items())]
+            assert {run.seed for run in found} == set(preset.options["seeds"]), comparison
+            kinds = {(run.mask, run.compressor, run.eps, run.path) for run in found}
+            assert len(kinds) == 1, f"{comparison.name} names more than one cell: {kinds}"
+
+
+def test_the_papers_preset_is_seven_cells_of_five_seeds_that_end_seed_by_seed():
+    runs = runs_of("paper")
+    assert len(runs) == 35
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert all(run.plain for run in runs[::7])
+
+
+def test_the_masks_are_half_of_all_and_balanced_in_every_pair_of_layers():
+    for name in ("masks", "masks-svd"):
+        masks = sorted({run.mask for run in runs_of(name)})
+        assert len(masks) == 32
+        for a in range(6):
+            for b in range(a):
+                counts = Counter((mask[a], mask[b]) for mask in masks)
+                assert sorted(counts.values()) == [8, 8, 8, 8]
+
+
+def test_an_extending_preset_takes_the_rest_from_the_other():
+    wide, paper = load_preset("paper-wide"), load_preset("paper")
+    assert wide.options == {**paper.options, "seeds": [0], "widths": [32, 64, 128]}
+    assert (wide.grids, wide.comparisons) == (paper.grids, paper.comparisons)
+    assert {run.compressor for run in runs_of("masks-svd")} == {None, "svd"}
+
+
+def test_an_unknown_preset_is_named_with_those_that_there_are():
+    with pytest.raises(LookupError, match=r"no preset 'papre'.*paper"):
+        load_preset("papre")
