@@ -18,6 +18,7 @@ from lrbench.bit_modules import lean_modules, unlean
 from lrbench.conv import compressed_layers, unwrap
 from lrbench.datasets import Dataset, to_float
 from lrbench.environment import device_name, environment
+from lrbench.measure.gradients import measure_gradients
 from lrbench.measure.layers import measure_layers
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
@@ -138,6 +139,7 @@ class Experiment:
             record |= {"outcome": "chance", "outcome_detail": chance}
         for key, measure in (
             ("layers", self._layers),
+            ("gradients", self._gradients),
             ("step", self._step_times),
             ("peak", self._peaks),
             ("savings", self._savings),
@@ -152,6 +154,14 @@ class Experiment:
     def _layers(self, model: nn.Module, config: Config) -> list[dict[str, Any]]:
         batches = (self._batch(k, config)[0] for k in range(self._batches(config)))
         return measure_layers(model, batches, config.seed)
+
+    def _gradients(self, model: nn.Module, config: Config) -> list[dict[str, Any]]:
+        """Compare the weights' gradients with those of the plain model of the same weights."""
+        if not _changed(model):
+            return []
+        batches = (self._batch(k, config) for k in range(self._batches(config)))
+        rows = measure_gradients(model, _plain_copy(model), batches, config.seed)
+        return [{key: None if value == math.inf else value for key, value in row.items()} for row in rows]
 
     def _step_times(self, model: nn.Module, config: Config) -> dict[str, Any]:
         """Time steps of copies of the model, side by side with the plain one."""
@@ -240,7 +250,7 @@ def _spread(values: list[int]) -> dict[str, int]:
 
 def _missing(reason: str) -> dict[str, Any]:
     """Everything that is measured on a trained model, as not measured."""
-    keys = ("final", "layers", "step", "peak", "savings")
+    keys = ("final", "layers", "gradients", "step", "peak", "savings")
     return {**dict.fromkeys(keys), **{f"{key}_reason": reason for key in keys}}
 
 

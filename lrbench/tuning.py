@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from lrbench.bit_modules import lean as make_lean
 from lrbench.conv import convolutions, wrap
 from lrbench.im2col import Geometry, Im2col
+from lrbench.measure.gradients import compare_gradients, gradient_errors
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings, saved_inputs
 from lrbench.measure.steps import measure_step_peaks
 from lrbench.policy import LayerPolicy, Policy
 
-__all__ = ["CANDIDATES", "Tuned", "gradient_errors", "tune"]
+__all__ = ["CANDIDATES", "Tuned", "tune"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -169,50 +170,6 @@ def tune(
     )
 
 
-def gradient_errors(model: nn.Module, exact: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> pd.DataFrame:
-    """Compare the weight gradients of a model with those of another, on one batch and with the same dropout.
-
-    Parameters
-    ----------
-    model, exact : torch.nn.Module
-        Of the same structure; they are left as they were.
-    x, y : Tensor
-        Inputs and class labels.
-    seed : int
-        Of dropout.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each module with a weight of two dimensions or more: layer, cosine, error (relative norm of the
-        difference).
-    """
-    ours, theirs = _gradients(model, x, y, seed), _gradients(exact, x, y, seed)
-    return pd.DataFrame([{"layer": name, **_compare(ours[name], theirs[name])} for name in theirs])
-
-
-def _gradients(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
-    model = copy.deepcopy(model).train()
-    model.zero_grad()
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        F.cross_entropy(model(x), y).backward()
-    return {
-        name.rpartition(".")[0]: parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and parameter.grad is not None
-    }
-
-
-def _compare(ours: Tensor, exact: Tensor) -> dict[str, float]:
-    a, b = ours.double().flatten(), exact.double().flatten()
-    size = float(b.norm())
-    if size == 0:
-        same = not bool(a.any())
-        return {"cosine": 1.0 if same else 0.0, "error": 0.0 if same else math.inf}
-    return {"cosine": float(a @ b) / max(float(a.norm()) * size, 1e-300), "error": float((a - b).norm()) / size}
-
-
 @dataclass(frozen=True)
 class _Bounds:
     """What a gradient must keep."""
@@ -254,7 +211,7 @@ def _rate(
     N, _, n = compressed.shape
     parts = grad.reshape(N, grad.shape[1] // conv.groups, n).to(compressed.dtype)
     ours = compressed.grad_weight(parts).view(exact.shape)
-    return {"nbytes": compressed.nbytes, **_compare(ours, exact)}
+    return {"nbytes": compressed.nbytes, **compare_gradients(ours, exact)}
 
 
 def _exact_step(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, tuple[Tensor, Tensor, nn.Conv2d]]:

@@ -43,6 +43,10 @@ def test_a_record_holds_every_epoch_both_evaluations_and_every_prediction(record
         assert final["accuracy"] == pytest.approx(right / 40)
     assert record["epochs"][-1]["test_accuracy"] == record["final"]["as_trained"]["accuracy"]
     assert [layer["layer"] for layer in record["layers"]] == ["conv1", "conv3", "conv5"]
+    gradients = {row["layer"]: row for row in record["gradients"]}
+    assert set(gradients) > {"conv1", "conv2", "conv3", "conv4", "conv5", "conv6"}
+    assert 0 < gradients["conv1"]["error"] < 1
+    assert 0 < gradients["conv1"]["cosine_min"] <= gradients["conv1"]["cosine"] < 1
 
 
 def test_a_record_holds_the_steps_time_and_its_parts_beside_the_plain_one(record):
@@ -80,7 +84,7 @@ def test_the_same_run_gives_the_same_record(record, tmp_path):
 def test_a_plain_run_is_its_own_exact_evaluation_and_has_no_ratio(tmp_path):
     record = Experiment(photos(), tmp_path, rounds=2, processes=0).run(config(**PLAIN, epochs=1))
     assert record["final"]["as_trained"] == record["final"]["exact"]
-    assert record["layers"] == []
+    assert record["layers"] == record["gradients"] == []
     assert record["step"]["plain_ms"]["median"] > 0
     assert record["step"]["ratio"] is None
 
@@ -96,7 +100,7 @@ def test_divergence_is_a_finished_run_and_nothing_is_made_up_after_it(tmp_path):
     record = quiet(tmp_path).run(config(learning_rate=1e20))
     assert (record["status"], record["outcome"]) == ("finished", "diverged")
     assert "epoch" in record["outcome_detail"]
-    for what in ("final", "layers", "step", "peak"):
+    for what in ("final", "layers", "gradients", "step", "peak"):
         assert record[what] is None
         assert "diverged" in record[f"{what}_reason"]
 
@@ -110,7 +114,7 @@ def test_an_end_at_chance_level_is_said(tmp_path):
 def test_a_failed_run_says_of_everything_that_it_was_not_measured(tmp_path):
     record = quiet(tmp_path).run(config(compressor="no-such"))
     assert record["epochs"] == []
-    for what in ("final", "layers", "step", "peak"):
+    for what in ("final", "layers", "gradients", "step", "peak"):
         assert record[what] is None
         assert record[f"{what}_reason"] == "the run failed"
 
@@ -157,7 +161,7 @@ def test_a_policys_run_is_measured_beside_the_plain_model(tmp_path):
 def test_a_policy_that_only_keeps_bits_is_no_plain_run(tmp_path):
     run = config(**POLICY, mask="000000", policy=Policy({}, lean=True).identity(), epochs=1)
     record = Experiment(photos(), tmp_path, rounds=1, processes=0).run(run)
-    assert record["layers"] == []
+    assert record["layers"] == record["gradients"] == []
     assert record["step"]["ratio"]["median"] > 0
 
 
