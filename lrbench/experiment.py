@@ -133,7 +133,8 @@ class Experiment:
         images, labels = self.data.test_images[: config.test_size], self.data.test_labels[: config.test_size]
         as_trained = evaluate(model, images, labels, config)
         exact = evaluate(model, images, labels, config, exact=True) if compressed_layers(model) else as_trained
-        record |= {"final": {"as_trained": _written(as_trained), "exact": _written(exact)}, "final_reason": None}
+        final = {"as_trained": _written(as_trained), "exact": _written(exact), "labels": _symbols(labels)}
+        record |= {"final": final, "final_reason": None}
         chance = _chance_level(as_trained, labels)
         if chance is not None:
             record |= {"outcome": "chance", "outcome_detail": chance}
@@ -255,12 +256,15 @@ def _missing(reason: str) -> dict[str, Any]:
 
 
 def _written(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON; a class is a character, 0 to 9, then a to z."""
-    symbols = "0123456789abcdefghijklmnopqrstuvwxyz"
-    predictions = evaluation.predictions.tolist()
-    written = "".join(symbols[p] for p in predictions) if max(predictions) < len(symbols) else predictions
     loss = evaluation.loss if math.isfinite(evaluation.loss) else None
-    return {"loss": loss, "accuracy": evaluation.accuracy, "predictions": written}
+    return {"loss": loss, "accuracy": evaluation.accuracy, "predictions": _symbols(evaluation.predictions)}
+
+
+def _symbols(classes: Tensor) -> str | list[int]:
+    """Classes as JSON: a character each, 0 to 9, then a to z; numbers where there are more."""
+    symbols = "0123456789abcdefghijklmnopqrstuvwxyz"
+    numbers: list[int] = classes.tolist()
+    return "".join(symbols[c] for c in numbers) if max(numbers) < len(symbols) else numbers
 
 
 def _chance_level(evaluation: Evaluation, labels: Tensor) -> str | None:

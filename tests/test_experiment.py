@@ -41,6 +41,7 @@ def test_a_record_holds_every_epoch_both_evaluations_and_every_prediction(record
         final = record["final"][mode]
         right = sum(int(symbol) == label for symbol, label in zip(final["predictions"], labels, strict=True))
         assert final["accuracy"] == pytest.approx(right / 40)
+    assert record["final"]["labels"] == "".join(map(str, labels))
     assert record["epochs"][-1]["test_accuracy"] == record["final"]["as_trained"]["accuracy"]
     assert [layer["layer"] for layer in record["layers"]] == ["conv1", "conv3", "conv5"]
     gradients = {row["layer"]: row for row in record["gradients"]}
@@ -161,7 +162,8 @@ def test_a_policys_run_is_measured_beside_the_plain_model(tmp_path):
 def test_a_policy_that_only_keeps_bits_is_no_plain_run(tmp_path):
     run = config(**POLICY, mask="000000", policy=Policy({}, lean=True).identity(), epochs=1)
     record = Experiment(photos(), tmp_path, rounds=1, processes=0).run(run)
-    assert record["layers"] == record["gradients"] == []
+    assert record["layers"] == []
+    assert {row["error"] for row in record["gradients"]} == {0.0}
     assert record["step"]["ratio"]["median"] > 0
 
 

@@ -8,6 +8,9 @@ from lrbench.report.listings import (
     Listing,
     list_accuracy,
     list_bytes,
+    list_contrasts,
+    list_effects,
+    list_gradients,
     list_held,
     list_origins,
     list_peaks,
@@ -23,8 +26,11 @@ from lrbench.store import Record, is_finished
 __all__ = ["Chapter", "Report", "Section", "compose"]
 
 _SECTIONS = (
+    ("Comparisons", ("contrasts",), (list_contrasts,)),
+    ("Effects", ("effects",), (list_effects,)),
     ("Accuracy", ("differences", "accuracy"), (list_accuracy,)),
     ("Tolerance", ("error",), ()),
+    ("Gradients", ("chain",), (list_gradients,)),
     ("Size", ("bytes", "ranks", "cuts"), (list_bytes,)),
     ("Step time", ("time",), (list_times,)),
     ("Memory held", (), (list_held,)),
@@ -107,7 +113,7 @@ def _chapter(study: Study, pictures: Mapping[str, Picture], suffix: str) -> Chap
     sections = []
     for title, names, listings in _SECTIONS:
         own = tuple(verdict for verdict in verdicts if verdict.topic == title)
-        shown = tuple(pictures[name] for name in names)
+        shown = tuple(pictures[name] for name in names if pictures[name].reason != "")
         tables = tuple(listing for listing in (make(study) for make in listings) if listing.rows)
         if own or shown or tables:
             anchor = f"{title.lower().replace(' ', '-')}{suffix}"

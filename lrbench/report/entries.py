@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Cell", "Comparison", "Held", "Kept", "Peak", "Size", "Spread", "Timing"]
+__all__ = ["Cell", "Comparison", "Gradients", "Held", "Kept", "Peak", "Size", "Spread", "Timing"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,16 @@ class Comparison:
     unpaired: tuple[int, ...]
     plain_chance: tuple[int, ...]
     test_images: int | None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """How far a cell's weight gradients are from the plain model's: means over runs of the worst weight's figures."""
+
+    cell: Cell
+    runs: int
+    error: float
+    cosine: float
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ Drawing = tuple[Figure, str]
 
 
 class NothingToDraw(Exception):  # noqa: N818 - it reports an absence, not an error
-    """A figure's data are missing; the message says which, and why."""
+    """A figure's data are missing; the message says which, and why; an empty one, that nobody misses it."""
 
 
 @dataclass(frozen=True)

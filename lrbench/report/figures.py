@@ -9,8 +9,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from lrbench.report.block_figures import draw_bytes, draw_cuts, draw_error, draw_ranks
+from lrbench.report.contrast_figure import draw_contrasts
 from lrbench.report.cost_figures import draw_accuracy, draw_differences, draw_memory, draw_time
+from lrbench.report.effect_figure import draw_effects
 from lrbench.report.facets import Drawing, NothingToDraw
+from lrbench.report.gradient_figure import draw_chain
 from lrbench.report.style import RC
 from lrbench.report.tables import Study
 
@@ -53,9 +56,12 @@ def _save(fig: Figure, path: Path) -> str:
 
 
 _FIGURES: dict[str, tuple[str, Callable[[Study], Drawing]]] = {
+    "contrasts": ("What the experiment was run for", draw_contrasts),
+    "effects": ("What each layer does", draw_effects),
     "accuracy": ("Accuracy by epoch", draw_accuracy),
     "differences": ("Accuracy against the plain model", draw_differences),
     "error": ("Requested and achieved error", draw_error),
+    "chain": ("From blocks to gradients to accuracy", draw_chain),
     "ranks": ("Ranks", draw_ranks),
     "cuts": ("Cuts by layer", draw_cuts),
     "bytes": ("Bytes of the first layer", draw_bytes),

@@ -14,14 +14,16 @@ import pandas as pd
 from scipy import stats
 
 from lrbench import paper
-from lrbench.report.entries import Cell, Comparison, Held, Kept, Peak, Size, Spread, Timing
+from lrbench.report.entries import Cell, Comparison, Gradients, Held, Kept, Peak, Size, Spread, Timing
 from lrbench.report.tables import Study, finished
 from lrbench.report.wording import join
 
 __all__ = [
+    "cell_of",
     "compare_accuracy",
     "first_layer_sizes",
     "fits_paper",
+    "measure_gradients",
     "measure_held",
     "measure_peaks",
     "measure_sizes",
@@ -128,7 +130,7 @@ def measure_sizes(study: Study) -> list[Size]:
 def first_layer_sizes(study: Study) -> list[Size]:
     """Summarise the first convolution of every variant over masks too: its input is the data, whatever the mask."""
     first = study.layers[study.layers["index"] == 0]
-    return [_size(_cell(rows.iloc[0]), rows) for _, rows in first.groupby("label", sort=False)]
+    return [_size(cell_of(rows.iloc[0]), rows) for _, rows in first.groupby("label", sort=False)]
 
 
 def fits_paper(size: Size) -> bool:
@@ -180,6 +182,14 @@ def _size(cell: Cell, rows: pd.DataFrame) -> Size:
         kept_by=join(str(keepers.iloc[0]).split(", ")) if len(keepers) else None,
         unrealised=str(unrealised.iloc[0]) if len(unrealised) else None,
     )
+
+
+def measure_gradients(study: Study) -> list[Gradients]:
+    """Summarise the errors of weight gradients, of the cells whose runs recorded them."""
+    return [
+        Gradients(cell, len(rows), float(rows["gradient_error_max"].mean()), float(rows["gradient_cosine_min"].mean()))
+        for cell, rows in _cells(_having(study, "gradient_error_max", "gradient_cosine_min"))
+    ]
 
 
 def measure_held(study: Study, plain: bool = False) -> list[Held]:
@@ -254,10 +264,11 @@ def _having(study: Study, *columns: str) -> pd.DataFrame:
 def _cells(rows: pd.DataFrame) -> Iterator[tuple[Cell, pd.DataFrame]]:
     """Part rows by cell, in their order."""
     for _, group in rows.groupby(["mask", "label"], sort=False):
-        yield _cell(group.iloc[0]), group
+        yield cell_of(group.iloc[0]), group
 
 
-def _cell(row: Any) -> Cell:
+def cell_of(row: Any) -> Cell:
+    """The cell of a row of a study's tables."""
     return Cell(
         mask=str(row["mask"]),
         label=str(row["label"]),

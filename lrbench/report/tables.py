@@ -12,6 +12,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -127,6 +128,9 @@ _RUN = {
     "hidden_bytes": ("float64", "savings.hidden_bytes"),
     "savings_reason": ("string", "savings_reason"),
     "layers_reason": ("string", "layers_reason"),
+    "gradient_error_max": ("float64", ""),
+    "gradient_cosine_min": ("float64", ""),
+    "gradients_reason": ("string", "gradients_reason"),
     "started": ("string", "started"),
     "finished": ("string", "finished"),
     "seconds": ("float64", "seconds"),
@@ -178,6 +182,10 @@ _LAYER = {
     "cut_saved": "float64",
     "kept_by": "string",
     "unrealised": "string",
+    "gradient_cosine": "float64",
+    "gradient_cosine_min": "float64",
+    "gradient_error": "float64",
+    "gradient_bias": "float64",
     "lowering_ms": "float64",
     "compressing_ms": "float64",
 }
@@ -243,6 +251,9 @@ def runs_table(records: Iterable[Record]) -> pd.DataFrame:
         row["classes"] = len(_dig(record, "data.classes") or ()) or None
         claims = [layer["claimed_bytes"] for layer in _dig(record, "savings.layers") or ()]
         row["claimed_bytes"] = sum(claims) if _dig(record, "savings") else None
+        gradients = _dig(record, "gradients") or ()
+        row["gradient_error_max"] = max((_or_infinite(g["error"]) for g in gradients), default=None)
+        row["gradient_cosine_min"] = min((g["cosine_min"] for g in gradients), default=None)
         rows.append(row)
     return _frame(rows, _RUN_TYPES)
 
@@ -259,8 +270,11 @@ def layers_table(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         times = {layer["layer"]: layer for layer in _dig(record, "step.layers") or ()}
         savings = {layer["layer"]: layer for layer in _dig(record, "savings.layers") or ()}
+        gradients = {row["layer"]: row for row in record.get("gradients") or ()}
         for layer in record.get("layers") or ():
-            measured = times.get(layer["layer"], {}) | layer | _saved(layer, savings.get(layer["layer"]))
+            ours = gradients.get(layer["layer"], {})
+            found = {f"gradient_{key}": ours.get(key) for key in ("cosine", "cosine_min", "error", "bias")}
+            measured = times.get(layer["layer"], {}) | layer | found | _saved(layer, savings.get(layer["layer"]))
             rows.append(measured | _done(record, layer) | _shared(record))
     return _frame(rows, _LAYER_TYPES)
 
@@ -373,6 +387,11 @@ def _order(record: Record) -> tuple[Any, ...]:
     mask = config["mask"]
     fewest_first = mask.count("1"), mask.replace("1", " ")  # then from the input side on
     return describe_setting(config), fewest_first, place(config.get("compressor")), *cell, record["id"]
+
+
+def _or_infinite(value: float | None) -> float:
+    """JSON has no infinity: a record says null."""
+    return math.inf if value is None else value
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:

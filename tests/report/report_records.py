@@ -95,6 +95,12 @@ def savings(layers: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     }
 
 
+def gradient(layer: str, compressor: str) -> dict[str, Any]:
+    """Make the comparison of one weight's gradient with the exact one."""
+    error = {"none": 0.0, "aca-estimate": 0.4}.get(compressor, 0.1)
+    return {"layer": layer, "cosine": 1 - error / 10, "cosine_min": 1 - error / 5, "error": error, "bias": error / 2}
+
+
 def make_record(
     mask: str = "100000",
     compressor: str | None = "svd",
@@ -181,6 +187,8 @@ def make_record(
         },
         "layers": [layer(index, str(compressor), eps, seed) for index in on if index in SHAPES],
         "layers_reason": None,
+        "gradients": [gradient(f"features.{2 * index}", str(compressor)) for index in on],
+        "gradients_reason": None,
         "step": None if plain else _step(40.0, slow, [f"features.{2 * index}" for index in on]),
         "step_reason": None,
         "peak": None

@@ -1,0 +1,185 @@
+"""The comparisons that an experiment was run for, as its preset wrote them down: cell against cell, seed by seed.
+
+An interval over seeds says what other seeds would give on these test images; one over seeds and images together, what
+other seeds and other images of the same kind would.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lrbench.presets import Comparison, list_presets, load_preset
+from lrbench.report.summaries import MARGIN, paired_interval
+from lrbench.report.tables import Study, finished
+from lrbench.report.wording import plural
+from lrbench.store import Record
+
+__all__ = ["Contrast", "compare_cells", "holm", "judge_contrast", "two_way_interval"]
+
+LEVEL = 0.9
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison that was written down.
+
+    Attributes
+    ----------
+    name, preset : str
+        As the preset has them.
+    cell, against : str
+        What is compared with what, in words.
+    differences : dict of int to float
+        By seed, in points of last-epoch test accuracy as trained; empty where no seed has both runs.
+    mean, low, high : float or None
+        Mean difference and its paired t 90 % interval; None with fewer than two seeds.
+    images : tuple of float, or None
+        The 90 % interval over seeds and test images, by a two-way bootstrap of the stored predictions; None where they,
+        or the labels, are not in the records.
+    p : float or None
+        Of the paired t test, adjusted for all comparisons of the preset that could be made (Holm 1979).
+    """
+
+    name: str
+    preset: str
+    cell: str
+    against: str
+    differences: dict[int, float]
+    mean: float | None
+    low: float | None
+    high: float | None
+    images: tuple[float, float] | None
+    p: float | None
+
+
+def compare_cells(study: Study) -> list[Contrast]:
+    """Make every comparison that the presets of a study's runs wrote down; those without runs are left empty."""
+    named = dict.fromkeys(str((record.get("environment") or {}).get("preset")) for record in study.records)
+    contrasts: list[Contrast] = []
+    for name in named:
+        if name not in list_presets():
+            continue
+        found = [_contrast(study, name, comparison) for comparison in load_preset(name).comparisons]
+        adjusted = holm([_p_value(list(contrast.differences.values())) for contrast in found])
+        contrasts += [replace(contrast, p=p) for contrast, p in zip(found, adjusted, strict=True)]
+    return contrasts
+
+
+def judge_contrast(contrast: Contrast) -> str:
+    """Say what a comparison shows, in a few words, by its interval over seeds."""
+    if contrast.mean is None:
+        return "not run"
+    if contrast.low is None or contrast.high is None:
+        return "one seed gives no interval"
+    if -MARGIN <= contrast.low and contrast.high <= MARGIN:
+        return f"no difference of {MARGIN:g} point or more"
+    if contrast.high < 0:
+        return "worse"
+    if contrast.low > 0:
+        return "better"
+    return f"cannot be told from these {plural(len(contrast.differences), 'seed')}"
+
+
+def two_way_interval(
+    right: NDArray[Any], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of a mean over seeds and images, both drawn again (Owen 2007, the pigeonhole bootstrap).
+
+    Parameters
+    ----------
+    right : ndarray
+        (seeds, images), the difference of two runs on each image: -1, 0 or 1.
+    level : float
+        Coverage, in (0, 1).
+    resamples, seed : int
+        How many draws, and of which generator.
+
+    Returns
+    -------
+    tuple of float
+        Low and high, in points.
+    """
+    draw = np.random.default_rng(seed)
+    seeds, images = right.shape
+    by_image = draw.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) @ right.astype(float)
+    means = np.array([row @ draw.multinomial(images, np.full(images, 1 / images)) for row in by_image])
+    low, high = np.quantile(100 * means / right.size, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """Adjust p-values for their number, step by step (Holm 1979); None stays None and does not count."""
+    order = sorted((p, k) for k, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for step, (p, k) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - step) * p))
+        adjusted[k] = highest
+    return adjusted
+
+
+def _contrast(study: Study, preset: str, comparison: Comparison) -> Contrast:
+    cells = [_runs_of(study, dict(cell)) for cell in (comparison.cell, comparison.against)]
+    seeds = sorted(set(cells[0]) & set(cells[1]))
+    differences = {s: 100 * (_accuracy(cells[0][s]) - _accuracy(cells[1][s])) for s in seeds}
+    low, high = paired_interval(list(differences.values()), LEVEL)
+    right = [_right(cells[0][s], cells[1][s]) for s in seeds]
+    complete = [row for row in right if row is not None]
+    return Contrast(
+        name=comparison.name,
+        preset=preset,
+        cell=_words(dict(comparison.cell)),
+        against=_words(dict(comparison.against)),
+        differences=differences,
+        mean=float(np.mean(list(differences.values()))) if differences else None,
+        low=low,
+        high=high,
+        images=two_way_interval(np.stack(complete)) if complete and len(complete) == len(right) > 1 else None,
+        p=None,
+    )
+
+
+def _runs_of(study: Study, cell: dict[str, Any]) -> dict[int, Record]:
+    """The finished runs of a cell that have an accuracy, by seed; none where several cells fit the words."""
+    runs = finished(study)
+    runs = runs[runs["accuracy_as_trained"].notna() & runs["policy"].isna()]
+    for key in ("mask", "compressor", "eps", "path"):
+        if key in cell:
+            runs = runs[(runs[key] == cell[key]).fillna(False).astype(bool)]
+        elif key == "compressor":
+            runs = runs[runs["plain"]]
+    if runs["label"].nunique() > 1:
+        return {}
+    records = {record["id"]: record for record in study.records}
+    return {int(seed): records[name] for seed, name in zip(runs["seed"], runs["id"], strict=True)}
+
+
+def _words(cell: dict[str, Any]) -> str:
+    eps = f" {cell['eps']:g}" if "eps" in cell else ""
+    return f"{cell['mask']} {cell.get('compressor', 'plain')}{eps}"
+
+
+def _accuracy(record: Record) -> float:
+    return float(record["final"]["as_trained"]["accuracy"])
+
+
+def _right(ours: Record, theirs: Record) -> NDArray[np.int8] | None:
+    """Whether each image is right in the one run minus whether it is in the other; None where that is not recorded."""
+    labels, other = (record["final"].get("labels") for record in (ours, theirs))
+    if labels is None or labels != other:
+        return None
+    truth = np.array(list(labels))
+    one, two = (np.array(list(record["final"]["as_trained"]["predictions"])) == truth for record in (ours, theirs))
+    return one.astype(np.int8) - two.astype(np.int8)
+
+
+def _p_value(differences: list[float]) -> float | None:
+    if len(differences) < 2:
+        return None
+    if np.ptp(differences) == 0:  # scipy would divide by zero
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0).pvalue)

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from report_records import make_record, write_folder
+from scipy import stats
+
+from lrbench.presets import load_preset
+from lrbench.report import write_report
+from lrbench.report.contrasts import compare_cells, holm, judge_contrast, two_way_interval
+from lrbench.report.tables import make_studies
+
+LABELS = "0123456789" * 50
+
+
+def answers(accuracy, seed):
+    """Predictions of which so many are right."""
+    wrong = np.random.default_rng(seed).permutation(500)[round(accuracy * 500) :]
+    given = list(LABELS)
+    for image in wrong:
+        given[image] = str((int(given[image]) + 1) % 10)
+    return "".join(given)
+
+
+def record(mask, compressor, seed, accuracy, preset="paper"):
+    predictions = answers(accuracy, seed)
+    final = {"loss": 1.4, "accuracy": accuracy, "predictions": predictions}
+    made = make_record(mask, compressor, seed, accuracy)
+    environment = {**made["environment"], "preset": preset}
+    return made | {"final": {"as_trained": final, "exact": final, "labels": LABELS}, "environment": environment}
+
+
+def some(seeds=(0, 1, 2)):
+    cells = {("000000", None): 0.5, ("101010", "svd"): 0.5, ("101010", "aca-estimate"): 0.4}
+    steps = {0: 0.0, 1: 0.02, 2: 0.01}
+    return [
+        record(mask, name, seed, accuracy + steps[seed] * (1 + (name == "aca-estimate")))
+        for (mask, name), accuracy in cells.items()
+        for seed in seeds
+    ]
+
+
+def contrasts(records):
+    (study,) = make_studies(records)
+    return {contrast.name: contrast for contrast in compare_cells(study)}
+
+
+def test_the_comparisons_are_those_of_the_preset_made_or_not():
+    found = contrasts(some())
+    assert list(found) == [comparison.name for comparison in load_preset("paper").comparisons]
+    made = [contrast for contrast in found.values() if contrast.mean is not None]
+    assert [(contrast.cell, contrast.against) for contrast in made] == [
+        ("101010 aca-estimate", "000000 plain"),
+        ("101010 svd", "000000 plain"),
+    ]
+    assert {judge_contrast(contrast) for contrast in found.values() if contrast.mean is None} == {"not run"}
+
+
+def test_a_comparison_is_paired_by_seed_with_students_interval():
+    contrast = contrasts(some())["the paper's every other layer"]
+    differences = [-10.0, -8.0, -9.0]
+    assert contrast.differences == pytest.approx(dict(enumerate(differences)))
+    expected = stats.t.interval(0.9, 2, np.mean(differences), stats.sem(differences))
+    assert (contrast.low, contrast.high) == pytest.approx(expected)
+    assert judge_contrast(contrast) == "worse"
+    assert contrast.p == pytest.approx(2 * stats.ttest_1samp(differences, 0).pvalue)  # of two that could be made
+
+
+def test_one_seed_gives_no_interval_and_no_verdict():
+    contrast = contrasts(some((1,)))["the paper's every other layer"]
+    assert (contrast.mean, contrast.low, contrast.images, contrast.p) == (pytest.approx(-8.0), None, None, None)
+    assert judge_contrast(contrast) == "one seed gives no interval"
+
+
+def test_the_interval_over_images_needs_the_labels_and_both_runs_predictions():
+    records = some()
+    contrast = contrasts(records)["the paper's every other layer"]
+    low, high = contrast.images
+    assert low < contrast.mean < high
+    del records[0]["final"]["labels"]
+    assert contrasts(records)["the paper's every other layer"].images is None
+
+
+def test_the_two_way_interval_has_the_spread_of_seeds_and_of_images_together():
+    draw = np.random.default_rng(0)
+    seeds, images = 40, 3000
+    by_seed, by_image = draw.normal(0, 0.05, (seeds, 1)), draw.normal(0, 0.6, (1, images))
+    low, high = two_way_interval(by_seed + by_image)
+    expected = 2 * 1.645 * 100 * np.hypot(0.05 / seeds**0.5, 0.6 / images**0.5)
+    assert high - low == pytest.approx(expected, rel=0.25)
+
+
+def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
+    assert holm([0.04, None, 0.01, 0.03]) == pytest.approx([0.06, None, 0.03, 0.06], nan_ok=True)
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_runs_of_no_preset_have_no_such_section(tmp_path):
+    page = write_report(write_folder(tmp_path, [make_record("000000"), make_record()])).read_text()
+    assert "was run for" not in page
+    page = write_report(write_folder(tmp_path / "paper", some())).read_text()
+    assert "the comparisons that the experiment was run for" in page.lower()
+    assert (tmp_path / "paper" / "figures" / "contrasts.png").exists()
