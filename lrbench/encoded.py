@@ -65,8 +65,8 @@ class Code(ABC):
     common : tuple of str
         Which tensors belong to the whole batch. All others begin with an axis of N images.
     ragged : tuple of str
-        Which tensors are packed one image behind the other; then there is one more, ``counts``, (N,) int64: how many
-        of their rows are each image's.
+        Which tensors are packed one image behind the other; then there is one more, ``counts``, (N,) int64, or a
+        property of that name: how many of their rows are each image's.
     """
 
     size: tuple[int, int, int]
@@ -103,7 +103,7 @@ class Code(ABC):
         chosen = {name: getattr(self, name) for name in self.names()}
         rows = None
         if self.ragged:
-            counts = chosen["counts"]
+            counts = cast(Any, self).counts
             rows = ranges((counts.cumsum(0) - counts)[index], counts[index])
         for name, tensor in chosen.items():
             if name not in self.common:

@@ -24,7 +24,8 @@ def draw_contrasts(study: Study) -> Drawing:
     ax.axvspan(-MARGIN, MARGIN, color=MUTED, alpha=0.14, linewidth=0)
     ax.axvline(0, color=INK, linestyle="--", linewidth=1)
     for y, contrast in enumerate(made):
-        if contrast.low is not None:
+        assert contrast.mean is not None
+        if contrast.low is not None and contrast.high is not None:
             ax.plot([contrast.low, contrast.high], [y, y], color=colour, linewidth=3, alpha=0.5)
         if contrast.images is not None:
             ax.plot(contrast.images, [y, y], color=colour, linewidth=1)

@@ -125,6 +125,16 @@ def test_topk_keeps_the_fewest_numbers_that_keep_the_tolerance(padding: int) -> 
     assert torch.equal(result.decode()[kept], x[kept])
 
 
+def test_topk_keeps_a_bit_for_each_number_so_that_few_that_are_dropped_pay() -> None:
+    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 1
+    x.flatten(1)[:, ::16] = 0.01
+    result = encoded("topk", Im2col(x, 3, padding=1), 0.1)
+    counts = (result.decode() != 0).flatten(1).sum(1)
+    assert (counts > 0.9 * 768).all()
+    assert (result.origin == int(Origin.OWN)).all()
+    assert result.code.sizes().tolist() == (4 * counts + 768 // 8).tolist()
+
+
 @pytest.mark.parametrize(("name", "bits"), [("quant8", 8), ("quant4", 4), ("quant2", 2)])
 def test_quantised_numbers_are_right_on_average_and_within_a_step(name: str, bits: int) -> None:
     x = photos(2)
