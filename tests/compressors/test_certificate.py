@@ -5,8 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from adversarial import family, low_rank_plus_noise, with_singular_values
-from contract import SLACK, TOLERANCES, decaying_blocks, each_dtype
 from oracles import Allocations, eckart_young_rank, relative_errors, unit_scaled
 from torch import Tensor
 
@@ -18,6 +16,8 @@ from lrbench import LowRank, Origin
 from lrbench.blocks import Blocks
 from lrbench.compressors.certificate import residual_norms, stored, unscaled
 from lrbench.compressors.spectral import truncated_svd
+from lrbench.contract.adversarial import decaying_blocks, family, low_rank_plus_noise, with_singular_values
+from lrbench.contract.comparing import SLACK, TOLERANCES, each_dtype
 
 
 def svd_factors(blocks: Blocks, eps: float) -> LowRank:

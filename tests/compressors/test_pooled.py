@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from adversarial import low_rank_plus_noise, photo_crops
-from contract import SLACK, each_dtype
 from oracles import relative_errors
 from torch import Tensor
 
@@ -13,6 +11,8 @@ import lrbench
 from lrbench import Origin
 from lrbench.compressors import certificate
 from lrbench.compressors.certificate import check, projection_slack
+from lrbench.contract.adversarial import low_rank_plus_noise, photo_crops
+from lrbench.contract.comparing import SLACK, each_dtype
 from lrbench.factors import SharedBasis
 
 POOLED = pytest.mark.parametrize("name", ["shared", "warm"])
