@@ -66,10 +66,9 @@ BUGS = [
     ),
     Bug(
         "float32 Gram matrix",
-        "kernels/spectral.py",
-        "layout, scratch, bases[b])\n        ranks[b] = leading_eigenvectors(bases[b], eps, space)\n\n\n",
-        "layout, scratch, bases[b])\n        bases[b][:] = bases[b].astype(np.float32)\n"
-        "        ranks[b] = leading_eigenvectors(bases[b], eps, space)\n\n\n",
+        "kernels/gram.py",
+        "                G[i, j] = entry\n                G[j, i] = entry\n",
+        "                G[i, j] = np.float32(entry)\n                G[j, i] = np.float32(entry)\n",
         "compressors/test_svd.py",
         "float32_blocks_are_decomposed_in_float64 or the_rank_is_the_least",
     ),
