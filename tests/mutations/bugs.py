@@ -102,13 +102,12 @@ BUGS = [
         "        squared, energy = _residuals(blocks, factors, exponent, single=eps >= _SINGLE_LIMIT)\n"
         "        kept = squared <= eps**2 * energy\n"
         "        if eps >= _SINGLE_LIMIT:\n",
-        "        assert isinstance(proposal, LowRank)\n"
         "        computed = unscaled(proposal.to(torch.float64), exponent)\n"
         "        squared, energy = _residuals(blocks, computed, exponent)\n"
         "        kept = squared <= eps**2 * energy\n"
         "        if False:\n",
-        CONTRACT,
-        "tolerance_beyond_the_dtype and (aca or cpqr)",
+        CERTIFICATE,
+        "only_rounding_to_their_dtype",
     ),
     Bug(
         "slack in the verdict",
@@ -124,7 +123,7 @@ BUGS = [
         "torch.where(plain, energy - held + slack, torch.inf)",
         "torch.where(plain, energy - held, torch.inf)",
         "compressors/test_pooled.py",
-        "wrong_projection or rounding_in_a_projection",
+        "rounding_of_the_projection_hides",
     ),
     Bug(
         "rounding left out of a projection's loss in float32",
