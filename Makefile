@@ -1,5 +1,6 @@
 # make ablate   environment, install, and the embedded demonstration (results/demo)
-# make test     environment, install, static checks and the whole test suite
+# make test     environment, install, static checks, the whole test suite, and two of the bugs that it must find
+# make mutants  all of these bugs, planted one at a time into a copy (results/mutations)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +8,7 @@ READY  := $(VENV)/.installed
 # Extra arguments for pip, such as an index that holds CPU builds of torch.
 PIP_FLAGS ?=
 
-.PHONY: ablate test lint clean
+.PHONY: ablate test mutants lint clean
 .DELETE_ON_ERROR:
 
 ablate: $(READY)
@@ -15,6 +16,10 @@ ablate: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m tests.mutations --share 2
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutations --out results/mutations
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -24,6 +24,12 @@ COMPRESSORS = [
     *("rproj", "rsvd", "shared", "svd", "svd-same-error", "svd-same-rank", "topk", "warm"),
 ]
 """By name: asv counts places in this list, and another commit's registry would be another list."""
+# What other packages register comes behind, where it moves no other's place.
+COMPRESSORS += [
+    name
+    for name in lrbench.list_compressors()
+    if not type(lrbench.get_compressor(name)).__module__.startswith("lrbench.")
+]
 LAYERS = {"27x1024": "conv1", "288x256": "conv3", "576x64": "conv5"}
 """The paper's shapes, m x n, at widths 32, 64, 128, and the layer that each belongs to."""
 

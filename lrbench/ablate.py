@@ -238,7 +238,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--epochs", type=int)
     add("--batch-size", type=int)
     add("--learning-rate", type=float, default=1e-3)
-    add("--compressors", nargs="*", metavar="NAME", help="with no name: the plain model and policies only")
+    add(
+        "--compressors",
+        nargs="*",
+        metavar="NAME",
+        help="names, or ./FILE.py:CLASS, whose code is run; with none: the plain model and policies only",
+    )
     add("--masks", nargs="+", metavar="MASK", help="bits such as 101010, or layer names or patterns joined by commas")
     add("--eps", type=float, nargs="+", help="requested relative errors, in (0, 1]")
     add("--path", nargs="+", metavar="PATH", help="forward, backward or both")

@@ -243,7 +243,7 @@ def wrap(
         :class:`lrbench.Policy`, which says for each layer what follows here for all of them; if it is lean, so becomes
         the model, and :func:`lrbench.unlean` undoes that.
     compressor
-        A registered name, or an instance, of which each layer gets a copy.
+        A registered name, a file and a class in it such as ``./mine.py:Mine``, or an instance; each layer gets a copy.
     eps
         Requested relative Frobenius error, in (0, 1], for a compressor given by name; its own default if None.
     path

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lrbench.compressors import compressor_class, get_compressor, list_compressors
+from lrbench.compressors import compressor_class, get_compressor, list_compressors, named_files
 from lrbench.conv import PATHS, compressed_layers, convolutions, masked_layers, wrap
 from lrbench.conv import Path as CompressionPath
 from lrbench.im2col import Geometry
@@ -27,7 +27,7 @@ class Grid:
     Attributes
     ----------
     compressors : sequence of str
-        Registered names; none of them where only policies and the plain model run.
+        Names, or files and classes as in ``./mine.py:Mine``; none where only policies and the plain model run.
     masks : sequence of str or None
         Bits, or layer names and glob patterns joined by commas; None for the paper's three, of as many bits as the
         model has: no layer, the first one, every other one.
@@ -95,6 +95,7 @@ def expand(
     """
     for asked, eps in itertools.product(grid.compressors, grid.eps):
         get_compressor(asked, eps=eps)
+    names = [compressor_class(asked).name for asked in grid.compressors]  # of a file's class, what the file was, too
     unknown = set(grid.path) - set(PATHS)
     if unknown:
         raise ValueError(f"path is {', '.join(sorted(unknown))}: use {', '.join(PATHS)}")
@@ -109,7 +110,7 @@ def expand(
     for mask in sorted(masks, key=lambda mask: "1" in mask):
         if "1" in mask and not grid.compressors:
             reasons[f"mask {mask} does not run: no compressor is named"] = None
-        for name in grid.compressors if "1" in mask else [None]:
+        for name in names if "1" in mask else [None]:
             cls = None if name is None else compressor_class(name)
             if cls is None and len(grid.compressors) * len(grid.eps) * len(grid.path) > 1:
                 reasons[f"mask {mask} compresses no layer: it runs once for all compressors, eps and paths"] = None
@@ -134,7 +135,8 @@ def expand(
         raise ValueError(f"no run is left: {'; '.join(reasons)}")
     if not runs:
         raise ValueError("there is nothing to run: name a compressor, a policy, or a mask of zeros for the plain model")
-    return list(runs), list(reasons)
+    files = named_files()
+    return [replace(run, files=files) for run in runs], list(reasons)
 
 
 def expand_all(

@@ -19,7 +19,7 @@ class LayerPolicy:
     Attributes
     ----------
     compressor : str
-        A registered name.
+        A registered name, or a file and a class in it, as in ``./mine.py:Mine`` (seen from the working folder).
     eps : float or None
         Requested relative Frobenius error, in (0, 1]; the compressor's default if None.
     path : {"forward", "backward", "both"}
@@ -108,10 +108,11 @@ class Policy:
 
     def identity(self) -> str:
         """All that determines what the policy does, the versions of the compressors' algorithms included, as JSON."""
-        layers = {
-            name: {**asdict(layer), "options": dict(layer.options), "version": layer.make().version}
-            for name, layer in self.layers.items()
-        }
+        layers = {}
+        for name, layer in self.layers.items():
+            made = layer.make()
+            known = {"compressor": made.name, "options": dict(layer.options), "version": made.version}
+            layers[name] = asdict(layer) | known
         return json.dumps({"lean": self.lean, "layers": layers}, sort_keys=True)
 
     @classmethod

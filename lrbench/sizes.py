@@ -42,7 +42,7 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
     images : Tensor
         (N, C, H, W) uint8, N a multiple of 100.
     compressors : sequence of str
-        Registered names.
+        Names, or files and classes as in ``./mine.py:Mine``.
     tolerances : sequence of float
         Requested relative errors, in (0, 1]; a compressor without a tolerance takes the first one only.
         One that makes no sense here, by its own word, is left out.
@@ -93,7 +93,7 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
         ranks, errors, origins = (torch.cat(part) for part in zip(*seen, strict=True))
         rows.append(
             {
-                "compressor": name,
+                "compressor": compressor.name,
                 "eps": eps if compressor.uses_eps else None,
                 "guarantee": compressor.guarantee,
                 "images": len(images),
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--records", type=Path, metavar="FILE", help="a file in CIFAR-10's binary layout, of any number of records")
     add("--dataset", choices=list_datasets(), default="photos", help="else the training images of a dataset")
     add("--data-dir", type=Path, metavar="DIR")
-    add("--compressors", nargs="+", metavar="NAME", default=list_compressors())
+    add("--compressors", nargs="+", metavar="NAME", default=list_compressors(), help="or ./FILE.py:CLASS")
     add("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
     add("--out", type=Path, metavar="DIR", help="where sizes.csv and sizes.md go; without it the table is printed only")
     options = parser.parse_args(arguments)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrbench
-from lrbench.compressors import NonFiniteBlockError, get_compressor
+from lrbench.compressors import NonFiniteBlockError, compressor_class, get_compressor
 from lrbench.conv import Path as CompressionPath
 from lrbench.conv import compressed_layers, wrap
 from lrbench.datasets import Dataset, to_float
@@ -76,6 +76,9 @@ class Config:
     policy : str or None
         What is done to each layer, as :meth:`lrbench.Policy.identity` writes it. ``compressor`` is its name then, the
         mask has a bit for each layer that it names, and version, eps and path are None.
+    files : tuple of str
+        Where compressors are that come from files, for a process that does not know them; no part of the identity, for
+        the compressor's name says what was in the file.
     """
 
     dataset: str
@@ -96,10 +99,12 @@ class Config:
     device: str
     threads: int
     policy: str | None = None
+    files: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Give the configuration as plain JSON types; without a policy it is as it was before there were any."""
         given = {**asdict(self), "widths": list(self.widths)}
+        del given["files"]
         if self.policy is None:
             del given["policy"]
         return given
@@ -220,6 +225,8 @@ def prepare_torch(config: Config) -> None:
 
 def make_model(config: Config, classes: int) -> nn.Module:
     """Build the model of a run, its weights drawn from the seed alone, and wrap it."""
+    for place in config.files:
+        compressor_class(place)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_derived(config.seed, "weights"))
         model = build_model(config.model, config.widths, classes)

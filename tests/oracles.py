@@ -6,13 +6,34 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lrbench
+from lrbench.contract.oracles import (
+    Matrix,
+    eckart_young_rank,
+    factor_pair,
+    relative_errors,
+    storage_bytes,
+    unit_scaled,
+)
 
-Matrix = NDArray[np.float64]
+__all__ = [
+    "PLAIN",
+    "Allocations",
+    "Arguments",
+    "Matrix",
+    "cross_approximation",
+    "eckart_young_rank",
+    "factor_pair",
+    "frame",
+    "geometries",
+    "lowered",
+    "relative_errors",
+    "storage_bytes",
+    "unit_scaled",
+]
+
 Pair = tuple[int, int]
 Arguments = dict[str, Any]
 """Keyword arguments of ``Conv2d``, from ``kernel_size`` on, every pair written out (padding may be a word)."""
@@ -77,61 +98,6 @@ def geometries(C: int, H: int, W: int) -> Iterator[Arguments]:
                             sides = zip((H, W), frame(arguments), kernel_size, dilation, strict=True)
                             if all(side + sum(pad) > d * (k - 1) for side, pad, k, d in sides):
                                 yield arguments
-
-
-def unit_scaled(D: Matrix) -> tuple[Matrix, int]:
-    """A matrix as 2**exponent times one of largest magnitude in (1/2, 1]: its squares neither overflow nor vanish."""
-    largest = np.abs(D).max(initial=0.0)
-    exponent = int(np.ceil(np.log2(largest))) if largest else 0
-    return np.ldexp(D, -exponent), exponent
-
-
-def eckart_young_rank(D: Matrix, eps: float) -> int:
-    """Least rank of any matrix within ``eps`` of D, relative, in the Frobenius norm."""
-    energies = np.linalg.svd(unit_scaled(D)[0], compute_uv=False)[::-1] ** 2
-    lost = np.concatenate([[0.0], energies.cumsum()])  # lost[k]: by dropping the k smallest
-    return len(energies) - int((lost[1:] <= eps**2 * lost[-1]).sum())
-
-
-def relative_errors(blocks: Tensor, factors: "lrbench.Compressed") -> Matrix:
-    """‖D_i − U_i V_i‖ / ‖D_i‖, (N,), from the factors as stored; of what has none, from the dense approximation."""
-    out = np.zeros(len(blocks))
-    if not isinstance(factors, lrbench.Factors):
-        kept = dict(enumerate(factors.dense()))
-    elif factors.kept is None:
-        kept = {}
-    else:
-        kept = dict(zip(factors.kept_index.tolist(), factors.kept.dense(), strict=True))
-    for i, block in enumerate(blocks):
-        D, exponent = unit_scaled(block.to(torch.float64).numpy())
-        if i in kept:
-            approximation = np.ldexp(kept[i].to(torch.float64).numpy(), -exponent)
-        else:
-            U, V = factor_pair(factors, i)
-            with np.errstate(invalid="ignore"):
-                approximation = np.ldexp(U, -(exponent // 2)) @ np.ldexp(V, exponent // 2 - exponent)
-        with np.errstate(invalid="ignore"):
-            residual, norm = np.linalg.norm(D - approximation), np.linalg.norm(D)
-        out[i] = residual / norm if norm else residual
-    return out
-
-
-def factor_pair(factors: "lrbench.Factors", i: int) -> tuple[Matrix, Matrix]:
-    """U_i (m x r) and V_i (r x n) in float64."""
-    rows = slice(int(factors.offsets[i]), int(factors.offsets[i + 1]))
-    first = rows.start if factors.starts is None else int(factors.starts[i])
-    columns = slice(first, first + rows.stop - rows.start)
-    return factors.U[columns].T.to(torch.float64).numpy(), factors.V[rows].to(torch.float64).numpy()
-
-
-def storage_bytes(tensors: "tuple[Tensor, ...]") -> int:
-    """Bytes of the distinct storages behind some tensors."""
-    seen = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        if storage.nbytes():
-            seen[storage.data_ptr()] = storage.nbytes()
-    return sum(seen.values())
 
 
 def cross_approximation(D: Matrix, eps: float, stop: str) -> tuple[Matrix, Matrix, list[Pair]]:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from adversarial import low_rank_plus_noise
 from torch import Tensor
 
 import lrbench
 import lrbench.blocks
 from lrbench.blocks import ScaledBlocks, as_blocks, block_norms, scale_by_power_of_two
+from lrbench.contract.adversarial import low_rank_plus_noise
 
 LAYOUTS = {
     "contiguous": lambda D: D,

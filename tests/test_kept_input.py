@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from adversarial import photo_crops
 from torch import Tensor, nn
 
 import lrbench
 from lrbench import Factors
+from lrbench.contract.adversarial import photo_crops
 
 
 def model(groups: int = 1, path: str = "both", name: str = "svd") -> nn.Sequential:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from adversarial import photo_crops
 from torch import Tensor, nn
 
 import lrbench
 from lrbench import LayerPolicy, Policy
+from lrbench.contract.adversarial import photo_crops
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.models import paper_cnn

@@ -6,7 +6,8 @@ A new compressor is a class that derives from :class:`Compressor` and is registe
     class Mine(lrbench.Compressor): ...
 
 A file in this folder is found by itself. Packages of others may list their class in the entry-point group
-``lrbench.compressors`` instead.
+``lrbench.compressors`` instead. Wherever a name is taken, so is a file and a class in it, ``./mine.py:Mine``: see
+:mod:`lrbench.compressors.from_file`. Beyond what is installed, no code runs but that of files that are named so.
 """
 
 import difflib
@@ -20,7 +21,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from lrbench.compressors.base import Compressor, Guarantee, NonFiniteBlockError
+from lrbench.compressors import from_file
+from lrbench.compressors.base import Compressor, Guarantee, NonFiniteBlockError, UnknownCompressorError
 
 __all__ = [
     "Compressor",
@@ -30,15 +32,12 @@ __all__ = [
     "compressor_class",
     "get_compressor",
     "list_compressors",
+    "named_files",
     "register",
 ]
 
 _classes: dict[str, type[Compressor]] = {}
 _Class = TypeVar("_Class", bound=type[Compressor])
-
-
-class UnknownCompressorError(LookupError):
-    """No compressor has that name."""
 
 
 def register(name: str) -> Callable[[_Class], _Class]:
@@ -74,14 +73,18 @@ def list_compressors(pattern: str = "*") -> list[str]:
 
 
 def compressor_class(name: str) -> type[Compressor]:
-    """The class that is registered under ``name``.
+    """The class that is registered under ``name``, or that a file holds, named as in ``./mine.py:Mine``.
 
     Raises
     ------
     UnknownCompressorError
         If there is none; the message gives the nearest names.
+    TypeError, ValueError
+        If what a file holds is no compressor, or the file cannot be run.
     """
     _load()
+    if from_file.is_place(name):
+        return _of_file(name)
     if name not in _classes:
         near = difflib.get_close_matches(name, _classes, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(sorted(_classes))}"
@@ -105,6 +108,26 @@ def get_compressor(name: str, **options: Any) -> Compressor:
     if unknown:
         raise TypeError(f"compressor {name!r} does not take {', '.join(unknown)}: it takes {', '.join(known)}")
     return cls(**options)
+
+
+def named_files() -> tuple[str, ...]:
+    """Files and classes that were named in this process, as ``/path/mine.py:Mine``.
+
+    Another process that is given them, by :func:`compressor_class`, knows their names, such as ``Mine@1a2b3c4d``, too.
+    """
+    return tuple(place for cls in _classes.values() if (place := from_file.place_of(cls)) is not None)
+
+
+def _of_file(place: str) -> type[Compressor]:
+    """The class of a file, registered by its own name and what the file was: other code is another compressor."""
+    registered = dict(_classes)
+    try:
+        cls = from_file.load(place)
+    finally:
+        # Names that a file registers say nothing of its code, and would stand in the way of its next version.
+        _classes.clear()
+        _classes.update(registered)
+    return register(from_file.name_of(cls))(cls)
 
 
 @cache

@@ -19,7 +19,7 @@ from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
 from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
-__all__ = ["Compressor", "Guarantee", "NonFiniteBlockError", "scale_exponents", "without"]
+__all__ = ["Compressor", "Guarantee", "NonFiniteBlockError", "UnknownCompressorError", "scale_exponents", "without"]
 
 Guarantee = Literal["block", "batch"] | None
 _Blocks = TypeVar("_Blocks", bound=Blocks)
@@ -29,6 +29,10 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 WORKSPACE_BYTES = {"cpu": 16 << 20}
 """Blocks are compressed in slices whose dense form and Gram matrix, in float64, take this much (elsewhere 1 GiB)."""
+
+
+class UnknownCompressorError(LookupError):
+    """No compressor has that name."""
 
 
 class NonFiniteBlockError(ValueError):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrbench.compressors import compressor_class, named_files
 from lrbench.measure.memory import Peak, PeakUnavailableError, measure_peak
 from lrbench.training import training_step
 
@@ -47,6 +48,7 @@ def measure_step_peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int = 
             "file": str(file),
             "device": str(x.device),
             "threads": torch.get_num_threads(),
+            "files": named_files(),
             "cudnn": {name: getattr(torch.backends.cudnn, name) for name in _CUDNN},
         }
         return measure_peak(f"{__name__}:loaded_step", argument, processes, at_once=os.cpu_count() or 1)
@@ -59,6 +61,8 @@ _CUDNN = ("allow_tf32", "deterministic", "benchmark")
 def loaded_step(argument: dict[str, Any]) -> tuple[Callable[[], object], nn.Module]:
     """Make the step, in the process that measures it."""
     torch.set_num_threads(argument["threads"])
+    for place in argument["files"]:
+        compressor_class(place)
     for name, value in argument["cudnn"].items():
         setattr(torch.backends.cudnn, name, value)
     # It was written by this user a moment ago, in a folder of its own.

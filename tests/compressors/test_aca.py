@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from adversarial import FAMILIES, family, low_rank_plus_noise, photo_crops
-from contract import SLACK, TOLERANCES, assert_same_tensors, decaying_blocks
 from numpy.typing import NDArray
 from oracles import Matrix, cross_approximation, factor_pair, relative_errors, unit_scaled
 from torch import Tensor
 
 import lrbench
 from lrbench import Factors, Origin
+from lrbench.contract.adversarial import FAMILIES, decaying_blocks, family, low_rank_plus_noise, photo_crops
+from lrbench.contract.comparing import SLACK, TOLERANCES, assert_same_tensors
 from lrbench.kernels import crosses as kernels
 from lrbench.kernels.kernel_blocks import KernelBlocks
 

@@ -5,8 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from adversarial import family, low_rank_plus_noise, with_singular_values
-from contract import SLACK, TOLERANCES, decaying_blocks, each_dtype
 from oracles import Allocations, eckart_young_rank, relative_errors, unit_scaled
 from torch import Tensor
 
@@ -18,6 +16,8 @@ from lrbench import LowRank, Origin
 from lrbench.blocks import Blocks
 from lrbench.compressors.certificate import residual_norms, stored, unscaled
 from lrbench.compressors.spectral import truncated_svd
+from lrbench.contract.adversarial import decaying_blocks, family, low_rank_plus_noise, with_singular_values
+from lrbench.contract.comparing import SLACK, TOLERANCES, each_dtype
 
 
 def svd_factors(blocks: Blocks, eps: float) -> LowRank:
@@ -146,6 +146,25 @@ def test_residuals_are_those_of_the_stored_factors(dtype: torch.dtype, monkeypat
             approximation = kept.U[rows].T.double().numpy() @ kept.V[rows].double().numpy() / scales[i]
             expected = np.linalg.norm(D - approximation)
             assert norms[i] == pytest.approx(expected, rel=1e-9, abs=1e-12 * np.linalg.norm(D))
+
+
+def test_factors_that_only_rounding_to_their_dtype_spoils_are_not_let_pass() -> None:
+    """A method may compute in float64: what is stored of it for float32 blocks is another thing."""
+    g = np.random.default_rng(0)
+    D = torch.from_numpy(g.integers(-9, 9, (1, 24, 3)) @ g.integers(-9, 9, (1, 3, 32))).float()  # of rank 3, exactly
+
+    class Precise(lrbench.Compressor):
+        guarantee = "block"
+
+        def factorize(self, blocks: Blocks) -> LowRank:
+            U, S, V = torch.linalg.svd(blocks.dense().double(), full_matrices=False)
+            return LowRank.from_padded(U * S[:, None], V, torch.tensor([3]))
+
+    for eps in (1e-9, 1e-10):
+        factors = Precise(eps=eps).compress(D)
+        assert factors.origin.tolist() == [Origin.STORED]
+        assert relative_errors(D, factors) <= eps
+    assert Precise(eps=1e-6).compress(D).origin.tolist() == [Origin.OWN]
 
 
 @each_dtype

@@ -3,11 +3,11 @@
 import pytest
 import scipy.linalg
 import torch
-from adversarial import with_singular_values
-from contract import CompressorContract, Make
 
 import lrbench
 from lrbench.blocks import Blocks
+from lrbench.contract import CompressorContract, Make
+from lrbench.contract.adversarial import with_singular_values
 
 
 class TestRegistered(CompressorContract):

@@ -4,14 +4,21 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from adversarial import FAMILIES, family, low_rank_plus_noise, photo_crops, with_singular_values
-from contract import SLACK, TOLERANCES, decaying_blocks
 from oracles import Matrix, eckart_young_rank, factor_pair, relative_errors
 from torch import nn
 
 import lrbench
 from lrbench import Origin
 from lrbench.compressors.randqb import RandomizedQB
+from lrbench.contract.adversarial import (
+    FAMILIES,
+    decaying_blocks,
+    family,
+    low_rank_plus_noise,
+    photo_crops,
+    with_singular_values,
+)
+from lrbench.contract.comparing import SLACK, TOLERANCES
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
 METHODS = ["aca-full", "aca-svd", "cpqr", "gram", "id", "qr-svd", "randqb"]

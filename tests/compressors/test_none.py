@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from contract import decaying_blocks, each_dtype, image_blocks
 
 import lrbench
 from lrbench import Origin
+from lrbench.contract.adversarial import decaying_blocks, image_blocks
+from lrbench.contract.comparing import each_dtype
 
 
 @each_dtype

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from adversarial import photo_crops
 from oracles import geometries, lowered
 from torch import Tensor
 
 import lrbench
 from lrbench import Compressed, EncodedInput, Im2col, Origin
+from lrbench.contract.adversarial import photo_crops
 from lrbench.conv import Geometry
 
 ON_INPUT = ["bf16", "dct", "hosvd", "input", "pool", "quant2", "quant4", "quant8", "topk"]

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from adversarial import low_rank_plus_noise, photo_crops
-from contract import SLACK, each_dtype
 from oracles import relative_errors
 from torch import Tensor
 
@@ -13,6 +11,8 @@ import lrbench
 from lrbench import Origin
 from lrbench.compressors import certificate
 from lrbench.compressors.certificate import check, projection_slack
+from lrbench.contract.adversarial import low_rank_plus_noise, photo_crops
+from lrbench.contract.comparing import SLACK, each_dtype
 from lrbench.factors import SharedBasis
 
 POOLED = pytest.mark.parametrize("name", ["shared", "warm"])
@@ -123,6 +123,27 @@ def test_a_wrong_projection_is_found_out(dtype: torch.dtype) -> None:
     ranks = torch.tensor([24, 24, 2, 0])
     kept = check(blocks, SharedBasis(Q[:24], Q @ blocks.tensor, ranks), exponent, 0.01).kept
     assert kept.tolist() == [True, True, False, False]
+
+
+def test_a_loss_that_rounding_of_the_projection_hides_is_found_out() -> None:
+    """Energies of float32 coefficients tell a loss to 1e-7 of the block; near the tolerance the residual decides."""
+    g = torch.Generator().manual_seed(0)
+    hidden = 0
+    for _ in range(20):
+        left, _ = torch.linalg.qr(torch.randn(40, 30, generator=g, dtype=torch.float64))
+        D = (left * 0.3 ** torch.arange(30)) @ torch.randn(30, 64, generator=g, dtype=torch.float64)
+        D = (D / D.abs().max())[None].float()
+        Q = left[:, :6].T.float().contiguous()
+        V = Q @ D
+        exact = (D.double() - Q.T.double() @ V.double()).square().sum()
+        told = D.double().square().sum() - V.double().square().sum()
+        between = float(((exact + told) / 2 / D.double().square().sum()).sqrt())
+        kept = check(
+            lrbench.DenseBlocks(D), SharedBasis(Q, V, torch.tensor([6])), torch.zeros(1, dtype=torch.int64), between
+        ).kept
+        assert kept.tolist() == [bool(exact < told)]
+        hidden += bool(told < exact)
+    assert 3 < hidden < 17, "else there is nothing to find out"
 
 
 @each_dtype

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from adversarial import photo_crops
 from oracles import geometries
 
 import lrbench
 from lrbench import Compressed, Im2col
+from lrbench.contract.adversarial import photo_crops
 from lrbench.sketched import Sketched
 
 

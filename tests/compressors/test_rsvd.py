@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from adversarial import low_rank_plus_noise, with_singular_values
-from contract import SLACK, decaying_blocks, each_dtype, image_blocks
 from oracles import eckart_young_rank, relative_errors
 
 import lrbench
 from lrbench import Origin
 from lrbench.compressors.draws import sketching_matrices
 from lrbench.compressors.rsvd import RandomizedSVD
+from lrbench.contract.adversarial import decaying_blocks, image_blocks, low_rank_plus_noise, with_singular_values
+from lrbench.contract.comparing import SLACK, each_dtype
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
 

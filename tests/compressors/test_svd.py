@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from adversarial import FAMILIES, family, with_singular_values
-from contract import SLACK, TOLERANCES, decaying_blocks, each_dtype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import eckart_young_rank, relative_errors
@@ -12,6 +10,8 @@ from oracles import eckart_young_rank, relative_errors
 import lrbench
 from lrbench import LowRank, Origin
 from lrbench.compressors.spectral import per_matrix, truncated_svd, truncation_ranks
+from lrbench.contract.adversarial import FAMILIES, decaying_blocks, family, with_singular_values
+from lrbench.contract.comparing import SLACK, TOLERANCES, each_dtype
 
 ROUNDS_AT = {torch.float32: 1e-5, torch.float64: 1e-13}
 """Tolerances below which factors of a dtype may fail by rounding alone."""

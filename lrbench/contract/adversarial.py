@@ -8,7 +8,17 @@ from scipy.linalg import hilbert
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-__all__ = ["FAMILIES", "family", "low_rank_plus_noise", "photo_crops", "with_singular_values"]
+from lrbench.im2col import Im2col
+
+__all__ = [
+    "FAMILIES",
+    "decaying_blocks",
+    "family",
+    "image_blocks",
+    "low_rank_plus_noise",
+    "photo_crops",
+    "with_singular_values",
+]
 
 Builder = Callable[[torch.dtype, float], Tensor]
 """Makes blocks (N, m, n) of a dtype, for a compressor that is asked for eps."""
@@ -45,6 +55,21 @@ def with_singular_values(values: list[float], m: int, n: int, seed: int = 0) -> 
     left = np.linalg.qr(g.standard_normal((m, k)))[0]
     right = np.linalg.qr(g.standard_normal((n, k)))[0]
     return torch.from_numpy(left * np.array(values) @ right.T)[None]
+
+
+def decaying_blocks(dtype: torch.dtype = torch.float64, m: int = 24, n: int = 32) -> Tensor:
+    """Blocks of different ranks, (6, m, n), their singular values well apart; the last but one is zero."""
+    spectra = [[decay**k for k in range(min(m, n))] for decay in (0.3, 0.6, 0.15, 0.45, 0.8)]
+    blocks = [with_singular_values(spectrum, m, n, seed) for seed, spectrum in enumerate(spectra)]
+    blocks.insert(4, torch.zeros_like(blocks[0]))
+    return torch.cat(blocks).to(dtype)
+
+
+def image_blocks(dtype: torch.dtype = torch.float64, groups: int = 1) -> Im2col:
+    """Lowered crops of photographs; with groups, of as many channels more."""
+    x = photo_crops(4).to(dtype)
+    x = torch.cat([x.roll(shift, 0) for shift in range(groups)], 1)
+    return Im2col(x, 3, padding=1, groups=groups, padding_mode="reflect")
 
 
 def _generator(name: str) -> np.random.Generator:
@@ -92,6 +117,16 @@ def single_spike(g: np.random.Generator) -> Tensor:
     blocks = torch.zeros(2, 9, 16, dtype=torch.float64)
     blocks[1] = 1e-3 * _normal(g, 9, 16)
     blocks[:, -1, -1] = 1
+    return blocks
+
+
+@_named
+def spikes(g: np.random.Generator) -> Tensor:
+    """A few numbers of sizes far apart, each in a row and a column of its own, on nothing and on a faint background."""
+    blocks = torch.zeros(2, 12, 20, dtype=torch.float64)
+    blocks[1] = 1e-7 * _normal(g, 12, 20)
+    for k, column in enumerate(g.permutation(20)[:6]):
+        blocks[:, 2 * k, column] = 10.0**-k
     return blocks
 
 
