@@ -30,7 +30,7 @@ from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_
 if TYPE_CHECKING:
     from lrbench.datasets import Dataset
     from lrbench.experiment import Experiment
-    from lrbench.running.job import Outcomes
+    from lrbench.running.process import Outcomes
     from lrbench.training import Config
 
     OnEpoch = Callable[[int, int], None]

@@ -59,13 +59,12 @@ def cluster(tmp_path_factory):
         with distributed.Client(scheduler_file=str(file)) as client:
             wait_for(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == 2)
             yield folder, client, workers
-    assert environment["BEHAVE"]
 
 
 def ablation(folder, out, *more):
     command = [sys.executable, "-m", "lrbench.ablate", *COMMAND, *more, "--out", str(out)]
     command += ["--scheduler-file", str(folder / "scheduler.json")]
-    environment = {**os.environ, **{"PYTHONPATH": str(folder), "BEHAVE": str(folder / "behave")}}
+    environment = {**os.environ, "PYTHONPATH": str(folder), "BEHAVE": str(folder / "behave")}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -113,7 +112,7 @@ def test_a_request_that_the_cluster_cannot_meet_gets_one_sentence(cluster, tmp_p
 def test_a_grid_outlives_a_worker_and_a_run_that_dies_and_gives_what_it_gives_here(cluster, tmp_path):
     folder, client, workers = cluster
     grid = ["--compressors", "svd", "aca-estimate", "crashing", "--masks", "000000", "100000", "--eps", "0.3"]
-    grid += ["--seeds", "0", "1", "--epochs", "4"]
+    grid += ["--epochs", "4"]
     command = ablation(folder, tmp_path / "there", *grid)
     checkpoints = tmp_path / "there" / "checkpoints"
     wait_for(lambda: list(checkpoints.glob("*.pt")) or command.poll() is not None)
@@ -127,6 +126,6 @@ def test_a_grid_outlives_a_worker_and_a_run_that_dies_and_gives_what_it_gives_he
     grid.remove("crashing")
     assert ablate.main([*COMMAND, *grid, "--jobs", "0", "--out", str(tmp_path / "here")]) == 0
     here, there = results(tmp_path / "here"), results(tmp_path / "there")
-    assert len(here) == 6
+    assert len(here) == 3
     assert {name: there[name] for name in here} == here
     assert not list(checkpoints.glob("*.pt"))

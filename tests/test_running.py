@@ -17,9 +17,9 @@ from test_ablate import GRID, QUIET, SMALL, results
 import lrbench.ablate as ablate
 from lrbench.compressors.svd import TruncatedSVD
 from lrbench.experiment import Experiment
-from lrbench.running.job import Job, Lost, Setting
+from lrbench.running.job import Job, Setting
 from lrbench.running.machine import Machine
-from lrbench.running.process import RunProcess
+from lrbench.running.process import Lost, RunProcess
 from lrbench.store import read_runs
 
 COMMAND = [*SMALL, "--timed-steps", "0", "--peak-processes", "0"]
@@ -76,7 +76,7 @@ def test_a_run_that_hangs_is_ended_when_its_time_is_up_and_another_takes_its_pla
         monkeypatch.setenv(name, value)
     process = RunProcess()
     hanging = Job(setting(tmp_path), config(compressor="hanging", compressor_version=TruncatedSVD.version, epochs=1))
-    outcome = process.run(hanging, 1, lambda epoch: None)
+    outcome = process.run(hanging.to_json(), 1, lambda epoch: None)
     assert isinstance(outcome, Lost)
     assert outcome.reason == "TimeoutError: it took longer than 1 s"
     assert outcome.seconds < 120

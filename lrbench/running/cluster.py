@@ -5,18 +5,23 @@ done, and are done again by another worker where one is lost. A worker does each
 command itself would: a run that dies takes no worker with it.
 """
 
+from __future__ import annotations
+
 import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
 from distributed.worker import thread_state
 
-from lrbench.running.job import Job, Lost, Outcomes
-from lrbench.running.process import RunProcess
+from lrbench.running.process import Lost, Outcomes, RunProcess
 from lrbench.store import Record
+
+# Scheduler and workers load this file, too, and need nothing heavy for it: a run's own process imports what it takes.
+if TYPE_CHECKING:
+    from lrbench.running.job import Job
 
 __all__ = ["ClusterError", "connect", "on_cluster"]
 
@@ -144,7 +149,7 @@ def _run_in_a_process(given: dict[str, Any], limit: float | None) -> Record | Lo
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        return process.run(Job.from_json(given), limit, lambda epoch: None)
+        return process.run(given, limit, lambda epoch: None)
     finally:
         over.set()
         process.end()

@@ -1,6 +1,6 @@
 """What a process needs to know to do a run anywhere: a few words as JSON, never the data themselves."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from lrbench.running.machine import Machine
 from lrbench.store import Record
 from lrbench.training import Config
 
-__all__ = ["Job", "Lost", "Outcomes", "Setting", "run_beside_others"]
+__all__ = ["Job", "Setting", "run_beside_others"]
 
 
 @dataclass(frozen=True)
@@ -41,26 +41,6 @@ class Setting:
     processes: int
     command: str
     preset: str
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What became of a run that gave no record.
-
-    Attributes
-    ----------
-    reason : str
-        As it is recorded.
-    seconds : float
-        How long it lived.
-    """
-
-    reason: str
-    seconds: float = 0.0
-
-
-Outcomes = Generator[tuple[int, Record | Lost], None, None]
-"""Places of runs and what became of them, as they come; closing it ends the runs that are not over."""
 
 
 @dataclass(frozen=True)

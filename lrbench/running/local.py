@@ -9,9 +9,9 @@ from functools import partial
 import torch
 
 from lrbench.experiment import Experiment
-from lrbench.running.job import Job, Lost, Outcomes, run_beside_others
+from lrbench.running.job import Job, run_beside_others
 from lrbench.running.machine import Machine
-from lrbench.running.process import RunProcess
+from lrbench.running.process import Lost, Outcomes, RunProcess
 from lrbench.store import Record
 from lrbench.training import Config
 
@@ -96,7 +96,7 @@ class _Slot:
                 process = self._living()
                 if process is None:
                     return
-                tell((place, process.run(job, limit, partial(_tell_epoch, tell, place))))
+                tell((place, process.run(job.to_json(), limit, partial(_tell_epoch, tell, place))))
             except Exception as error:  # no process could be started, for one
                 tell((place, Lost(f"{type(error).__name__}: {error}")))
 

@@ -1,4 +1,4 @@
-"""A process of its own for runs, which may die without harm: the side of whoever started it."""
+"""A process of its own for runs, which may die without harm: the side of whoever started it, who needs no torch."""
 
 import json
 import os
@@ -6,13 +6,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
-from lrbench.running.job import Job, Lost
 from lrbench.store import Record
 
-__all__ = ["RunProcess"]
+__all__ = ["Lost", "Outcomes", "RunProcess"]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What became of a run that gave no record.
+
+    Attributes
+    ----------
+    reason : str
+        As it is recorded.
+    seconds : float
+        How long it lived.
+    """
+
+    reason: str
+    seconds: float = 0.0
+
+
+Outcomes = Generator[tuple[int, Record | Lost], None, None]
+"""Places of runs and what became of them, as they come; closing it ends the runs that are not over."""
 
 
 class RunProcess:
@@ -35,13 +56,13 @@ class RunProcess:
         )
         self.alive = True
 
-    def run(self, job: Job, limit: float | None, on_epoch: Callable[[int], None]) -> Record | Lost:
+    def run(self, job: Mapping[str, Any], limit: float | None, on_epoch: Callable[[int], None]) -> Record | Lost:
         """Do a run, and wait for it.
 
         Parameters
         ----------
         job
-            The run.
+            The run, as :meth:`lrbench.running.job.Job.to_json` gives it.
         limit
             Seconds that it may take, not counting what it waits for others; None for no limit.
         on_epoch
@@ -57,7 +78,7 @@ class RunProcess:
         assert stdout is not None
         started = time.perf_counter()
         with suppress(BrokenPipeError, json.JSONDecodeError):  # it died before it read, or while it wrote
-            stdin.write(json.dumps({**job.to_json(), "limit": limit}) + "\n")
+            stdin.write(json.dumps({**job, "limit": limit}) + "\n")
             stdin.flush()
             for line in stdout:
                 message = json.loads(line)
