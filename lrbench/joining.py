@@ -67,4 +67,4 @@ def _compare(first: Path, one: Record, second: Path, other: Record) -> None:
 def _numbers(record: Record) -> dict[str, Any]:
     """What the same run must give wherever it is done."""
     epochs = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in record["epochs"]]
-    return {"epochs": epochs} | {key: record[key] for key in ("outcome", "final", "layers")}
+    return {"epochs": epochs} | {key: record.get(key) for key in ("outcome", "final", "layers", "gradients")}
