@@ -15,7 +15,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,11 @@ from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_
 if TYPE_CHECKING:
     from lrbench.datasets import Dataset
     from lrbench.experiment import Experiment
+    from lrbench.running.process import Outcomes
     from lrbench.training import Config
+
+    OnEpoch = Callable[[int, int], None]
+    Do = Callable[[list[Config], OnEpoch], Outcomes]
 
 __all__ = ["main"]
 
@@ -69,6 +74,7 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     from lrbench.datasets import load_dataset
     from lrbench.experiment import Experiment
     from lrbench.grid import Grid, expand_all, load_policies
+    from lrbench.running.machine import Machine
 
     try:
         data = load_dataset(options.dataset, options.data_dir)
@@ -85,11 +91,30 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
         return 0
     for reason in reasons:
         print(reason)
-    measured = options.timed_steps, options.peak_processes
-    experiment = Experiment(data, options.out / "checkpoints", *measured, command, options.preset)
+    machine, checkpoints = Machine(), options.out / "checkpoints"
+    shared = options.timed_steps, options.peak_processes, command, options.preset
+    experiment = Experiment(data, checkpoints, *shared, alone=machine.alone)
     if options.force:
         _forget(configs, experiment, options.out)
-    failed = _run_all(configs, experiment, options.out)
+
+    def do(configs: list[Config], on_epoch: OnEpoch) -> Outcomes:
+        """Do runs in the way that is asked for."""
+        from lrbench.running.job import Job, Setting
+        from lrbench.running.local import in_processes, in_this_process
+
+        if options.jobs == 0:
+            return in_this_process(configs, experiment, machine, on_epoch)
+        folder = None if options.data_dir is None else str(options.data_dir.resolve())
+        setting = Setting(data.name, folder, str(checkpoints.resolve()), *shared)
+        jobs = [Job(setting, config) for config in configs]
+        if client is not None:
+            from lrbench.running.cluster import on_cluster
+
+            return on_cluster(client, jobs, options.run_timeout)
+        return in_processes(jobs, options.jobs, options.run_timeout, on_epoch)
+
+    with _cluster(options) as client:
+        failed = _run_all(configs, experiment, options.out, do, options.retry_failed)
     for reason in failed:
         print(f"failed: {reason}", file=sys.stderr)
     from lrbench.report import write_report
@@ -98,48 +123,76 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     return 1 if failed else 0
 
 
+def _cluster(options: argparse.Namespace) -> Any:
+    """Connect to a cluster, if one is named."""
+    if options.scheduler is None and options.scheduler_file is None:
+        return nullcontext()
+    try:
+        from lrbench.running.cluster import ClusterError, connect
+    except ImportError as error:
+        raise _BadRequestError(f"{error}: a cluster takes Dask, pip install 'lrbench[dask]'") from error
+    try:
+        return connect(options.scheduler, options.scheduler_file)
+    except ClusterError as error:
+        raise _BadRequestError(error) from error
+
+
 def _forget(configs: list[Config], experiment: Experiment, folder: Path) -> None:
     """Remove what is there of some runs, so that they are done again, however often that is interrupted."""
     for config in configs:
         name = run_id(config.to_json())
         run_path(folder, name).unlink(missing_ok=True)
-        experiment.checkpoint(name).unlink(missing_ok=True)
+        experiment.forget(name)
 
 
-def _run_all(configs: list[Config], experiment: Experiment, folder: Path) -> list[str]:
-    """Do the runs that are missing, one after the other; give the reasons of those that failed."""
-    finished = {record["id"]: record for record in read_runs(folder) if is_finished(record)}
+def _run_all(
+    configs: list[Config], experiment: Experiment, folder: Path, do: Do, retry_failed: bool = False
+) -> list[str]:
+    """Do the runs that are missing, and write each as it comes; give the reasons of those that failed, now or before.
+
+    Only this process writes results. A run that failed is not tried again unasked: it may take hours to fail again.
+    """
+    records = {record["id"]: record for record in read_runs(folder)}
+    finished = {name: record for name, record in records.items() if is_finished(record)}
     for name in finished:
-        experiment.checkpoint(name).unlink(missing_ok=True)  # left by a command that was killed at its last step
-    done = [finished[name] for c in configs if (name := run_id(c.to_json())) in finished]
-    missing = [c for c in configs if run_id(c.to_json()) not in finished]
+        experiment.forget(name)  # left by a command that was killed at its last step
+    names = {config: run_id(config.to_json()) for config in configs}
+    done = [finished[name] for name in names.values() if name in finished]
+    left = [c for c, name in names.items() if name in records.keys() - finished.keys() and not retry_failed]
+    missing = [c for c, name in names.items() if name not in finished and c not in left]
     if done:
         print(f"{len(done)} of {len(configs)} runs are done already")
     for what, asked in (("step", experiment.rounds), ("peak", experiment.processes), ("savings", experiment.processes)):
         without = sum(record.get(what) is None and record["outcome"] != "diverged" for record in done)
         if asked and without:
             print(f"{without} of them hold no {what} measurement: --force does them again")
-    failed = []
+    failed = [f"{describe(c)}: {records[names[c]]['reason']} (earlier; --retry-failed tries it again)" for c in left]
     started = time.perf_counter()
+    seen = [0] * len(missing)
     with tqdm(total=sum(c.epochs for c in missing), unit="epoch", disable=not missing, dynamic_ncols=True) as bar:
-        for number, config in enumerate(missing, start=1):
-            bar.set_description(f"{number}/{len(missing)} {describe(config)}")
-            target = int(bar.n) + config.epochs
+        over = 0
 
-            def on_epoch(epoch: int, target: int = target, epochs: int = config.epochs) -> None:
-                bar.update(target - epochs + epoch - bar.n)
+        def on_epoch(place: int, epoch: int) -> None:
+            bar.set_description(f"{over}/{len(missing)} {describe(missing[place])}")
+            bar.update(epoch - seen[place])
+            seen[place] = epoch
 
-            record = experiment.run(config, on_epoch)
-            bar.update(target - bar.n)
-            outcome = _headline(record) if is_finished(record) else f"failed: {record['reason']}"
-            bar.write(f"{describe(config)}: {outcome} ({record['seconds']:.0f} s)", file=sys.stdout)
-            if is_finished(record):
+        with closing(do(missing, on_epoch)) as outcomes:
+            for place, outcome in outcomes:
+                config = missing[place]
+                over += 1
+                on_epoch(place, config.epochs)
+                if isinstance(outcome, dict):
+                    record = outcome
+                else:
+                    record = experiment.failed(config, outcome.reason, outcome.seconds)
+                said = _headline(record) if is_finished(record) else f"failed: {record['reason']}"
                 write_run(folder, record)
-                experiment.checkpoint(record["id"]).unlink(missing_ok=True)
-                continue
-            failed.append(f"{describe(config)}: {record['reason']}")
-            if not run_path(folder, record["id"]).exists():  # another command may have finished it meanwhile
-                write_run(folder, record)
+                bar.write(f"{describe(config)}: {said} ({record['seconds']:.0f} s)", file=sys.stdout)
+                if is_finished(record):
+                    experiment.forget(record["id"])
+                else:
+                    failed.append(f"{describe(config)}: {record['reason']}")
     if missing:
         print(f"{len(missing)} runs in {time.perf_counter() - started:.0f} s")
     return failed
@@ -180,20 +233,28 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
     from lrbench.training import Config
 
     if options.threads is None:
-        options.threads = torch.get_num_threads()
+        options.threads = max(1, torch.get_num_threads() // max(1, options.jobs))
     sizes = {}
     for part, images in (("train", data.train_images), ("test", data.test_images)):
         asked = getattr(options, f"{part}_size")
         sizes[part] = len(images) if asked is None else asked
         if not 1 <= sizes[part] <= len(images):
             raise ValueError(f"--{part}-size is {sizes[part]}: {data.name} has 1 to {len(images)} such images")
-    for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("timed_steps", 0), ("peak_processes", 0)):
+    from_one, from_zero = ("epochs", "batch_size", "threads"), ("timed_steps", "peak_processes", "jobs")
+    for name, least in (*((name, 1) for name in from_one), *((name, 0) for name in from_zero)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: use at least {least}")
+    if options.run_timeout is not None and not (0 < options.run_timeout < math.inf and options.jobs):
+        raise ValueError(
+            f"--run-timeout is {options.run_timeout:g}: use a positive number of seconds"
+            if options.jobs
+            else "--run-timeout goes with --jobs of at least 1: only a process of its own can be ended"
+        )
     if not 0 < options.learning_rate < math.inf:
         raise ValueError(f"--learning-rate is {options.learning_rate}: use a positive number")
     try:
-        torch.empty(1, device=options.device)
+        if not (options.scheduler or options.scheduler_file):  # else it is a device of the workers
+            torch.empty(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device is {options.device}: torch cannot use it here ({reason})") from error
@@ -257,10 +318,34 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="TOML files: each is one more cell, by its name",
     )
     add("--device", default="cpu")
-    add("--threads", type=int, help="of the CPU; part of a run's identity")
+    add(
+        "--threads",
+        type=int,
+        help="of the CPU, for each run (the cores divided by --jobs); part of a run's identity: sums are ordered by "
+        "it, so that two runs of one thread side by side are other runs than two of two threads one after the other",
+    )
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
     add("--peak-processes", type=int, metavar="N", help="processes to measure peak memory in; 0 for no memory at all")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="K",
+        help="runs side by side, in a process of its own each, so that one that dies fails alone (1); 0: in the "
+        "command's own process. Steps are timed, and peaks measured, while no other run uses the machine",
+    )
+    cluster = parser.add_mutually_exclusive_group()
+    cluster.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="tcp://HOST:PORT of a Dask scheduler, whose workers do the runs in place of --jobs; they take the data "
+        "from the same --data-dir, from $LRBENCH_DATA or from the archive, and go on with unfinished runs where they "
+        "see the results folder by the same path",
+    )
+    cluster.add_argument("--scheduler-file", type=Path, metavar="FILE", help="the same, by the file that Dask wrote")
+    add("--run-timeout", type=float, metavar="SECONDS", help="end a run that takes longer, as failed (no limit)")
+    add("--retry-failed", action="store_true", help="try runs again that failed; without it they are named and left")
     add("--force", action="store_true", help="do runs that are done again")
     add("--dry-run", action="store_true", help="list the runs, and which are done")
     options = parser.parse_args(arguments)

@@ -6,6 +6,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ class Experiment:
     ----------
     data : Dataset
         The data.
-    checkpoints : Path
-        Folder of the checkpoints of unfinished runs.
+    checkpoints : Path or None
+        Folder of the checkpoints of unfinished runs; None for no checkpoints.
     rounds : int
         Training steps that are timed, of each of the wrapped and the plain model; 0 for none.
     processes : int
@@ -61,19 +62,22 @@ class Experiment:
         are measured either.
     command, preset : str
         As they were given.
+    alone : callable
+        Gives a context in which nothing else uses the machine: steps are timed, and peaks measured, within it.
     """
 
     def __init__(
         self,
         data: Dataset,
-        checkpoints: Path,
+        checkpoints: Path | None,
         rounds: int = 10,
         processes: int = 5,
         command: str = "",
         preset: str = "",
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.data, self.checkpoints, self.rounds, self.processes = data, checkpoints, rounds, processes
-        self.command, self.preset = command, preset
+        self.command, self.preset, self.alone = command, preset, alone
         self._plain_peaks: dict[tuple[Any, ...], list[Peak]] = {}
 
     def run(self, config: Config, on_epoch: Callable[[int], None] = lambda epoch: None) -> Record:
@@ -90,9 +94,19 @@ class Experiment:
         record["seconds"] += time.perf_counter() - start
         return record
 
-    def checkpoint(self, name: str) -> Path:
-        """Where an unfinished run is kept."""
-        return self.checkpoints / f"{name}.pt"
+    def failed(self, config: Config, reason: str, seconds: float) -> Record:
+        """Give the record of a run of which nothing came back but the reason."""
+        return self._frame(config) | {"reason": reason, "finished": _now(), "seconds": seconds}
+
+    def checkpoint(self, name: str) -> Path | None:
+        """Where an unfinished run is kept, if it is."""
+        return None if self.checkpoints is None else self.checkpoints / f"{name}.pt"
+
+    def forget(self, name: str) -> None:
+        """Remove what is kept of an unfinished run."""
+        checkpoint = self.checkpoint(name)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
 
     def _frame(self, config: Config) -> Record:
         data = self.data
@@ -169,7 +183,8 @@ class Experiment:
         if not self.rounds:
             raise NotMeasured("the command asked for no timing")
         plain, wrapped = _plain_copy(model), copy.deepcopy(model)
-        with torch.random.fork_rng(devices=[config.device] if config.device.startswith("cuda") else []):
+        generators = [config.device] if config.device.startswith("cuda") else []
+        with self.alone(), torch.random.fork_rng(devices=generators):
             torch.manual_seed(config.seed)  # of dropout: the ranks of a step depend on it
             if not _changed(model):
                 (seconds,) = time_steps([self._step(plain, config)], self.rounds, device=config.device)
@@ -191,10 +206,11 @@ class Experiment:
             raise NotMeasured("the command asked for no peak memory")
         x, y = self._batch(0, config)
         key = (config.dataset, config.model, config.widths, config.batch_size, config.device, config.threads)
-        if key not in self._plain_peaks:
-            self._plain_peaks[key] = measure_step_peaks(_plain_copy(model), x, y, self.processes)
-        plain = self._plain_peaks[key]
-        wrapped = measure_step_peaks(model, x, y, self.processes) if _changed(model) else None
+        with self.alone():
+            if key not in self._plain_peaks:
+                self._plain_peaks[key] = measure_step_peaks(_plain_copy(model), x, y, self.processes)
+            plain = self._plain_peaks[key]
+            wrapped = measure_step_peaks(model, x, y, self.processes) if _changed(model) else None
         if min(_median(plain), _median(wrapped or plain)) <= 0:
             raise NotMeasured("the step is too small to add a page of memory")
         return {

@@ -14,7 +14,7 @@ from lrbench.store import read_runs, write_run
 
 SMALL = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
 SMALL += ["--epochs", "2", "--batch-size", "20", "--threads", "1"]
-QUIET = ["--timed-steps", "0", "--peak-processes", "0"]
+QUIET = ["--timed-steps", "0", "--peak-processes", "0", "--jobs", "0"]
 GRID = ["--compressors", "svd", "aca-estimate", "--masks", "000000", "100000", "--eps", "0.3"]
 
 
@@ -132,7 +132,9 @@ def test_a_failing_run_is_recorded_the_others_go_on_and_the_status_says_so(tmp_p
     states = {record["config"]["compressor"]: record["status"] for record in read_runs(tmp_path)}
     assert states == {None: "finished", "svd": "failed", "aca-estimate": "finished"}
     monkeypatch.undo()
-    assert run(tmp_path) == 0
+    assert run(tmp_path) == 1
+    assert "--retry-failed" in capsys.readouterr().err
+    assert run(tmp_path, "--retry-failed") == 0
     assert {record["status"] for record in read_runs(tmp_path)} == {"finished"}
 
 
@@ -191,6 +193,9 @@ def test_an_interrupted_grid_is_completed_by_the_same_command(finished, tmp_path
         (["--widths", "4", "4"], "three"),
         (["--learning-rate", "0"], "positive"),
         (["--learning-rate", "inf"], "positive"),
+        (["--jobs", "-1"], "--jobs is -1"),
+        (["--jobs", "1", "--run-timeout", "0"], "--run-timeout is 0"),
+        (["--run-timeout", "5"], "--jobs of at least 1"),
         (["--device", "nowhere"], "--device is nowhere"),
         (["--dataset", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent"),
         (["--policies", "/nonexistent/tuned.toml"], "the policy /nonexistent/tuned.toml cannot be read"),

@@ -1,4 +1,4 @@
-"""Write a results folder's report again: ``python -m lrbench.report DIR``."""
+"""Write a results folder's report again: ``python -m lrbench.report DIR``; or that of several, joined in a new one."""
 
 import argparse
 import sys
@@ -6,24 +6,34 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrbench.joining import JoinError, join_folders
 from lrbench.report import NoRunsError, write_report
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Report the folder that the command line names, and return the exit status: 0, or 2 where that is not possible."""
+    """Report what the command line names, and return the exit status: 0, or 2 where that is not possible."""
     parser = argparse.ArgumentParser(
         prog="python -m lrbench.report",
-        description="Write the tables, figures, summary and page of a results folder from its runs.",
+        description="Write the tables, figures, summary and page of a results folder from its runs. Several folders, "
+        "the parts of one grid, are joined: their runs are copied to the folder that --out names. A run that is in "
+        "more than one must have the same numbers in each, times and memory aside; the first is taken.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="results folder, with its runs in DIR/runs/*.json")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument(
+        "folders", metavar="DIR", type=Path, nargs="+", help="results folder, with its runs in DIR/runs/*.json"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where several folders are joined")
+    options = parser.parse_args(arguments)
+    if len(options.folders) > 1 and options.out is None:
+        parser.error("several folders are joined in another one: name it with --out")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
-            page = write_report(folder)
-        except (NoRunsError, OSError) as error:
+            if options.out is not None:
+                join_folders(options.folders, options.out)
+            page = write_report(options.out or options.folders[0])
+        except (JoinError, NoRunsError, OSError) as error:
             print(f"lrbench.report: {error}", file=sys.stderr)
             return 2
     print(page)

@@ -1,0 +1,223 @@
+"""Runs in processes of their own: the same numbers, and no harm to the grid from one that dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import misbehaving
+import pytest
+from misbehaving import install
+from runs import PLAIN, config, photos
+from test_ablate import GRID, QUIET, SMALL, results
+
+import lrbench
+import lrbench.ablate as ablate
+from lrbench import compressors
+from lrbench.compressors.svd import TruncatedSVD
+from lrbench.experiment import Experiment
+from lrbench.running.job import Job, Setting
+from lrbench.running.machine import Machine
+from lrbench.running.process import Lost, RunProcess
+from lrbench.store import read_runs
+
+COMMAND = [*SMALL, "--timed-steps", "0", "--peak-processes", "0"]
+
+
+def setting(folder):
+    return Setting("photos", None, str(folder / "checkpoints"), 0, 0, "a test", "")
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """No report, and compressors that misbehave: in this process, and in those that it starts."""
+    monkeypatch.setattr("lrbench.report.write_report", lambda folder: folder)
+    for name, value in install(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    compressors.list_compressors()
+    before = dict(compressors._classes)
+    for name in ("killed", "crashing", "hanging", "raising"):
+        lrbench.register(name)(getattr(misbehaving, name.capitalize()))
+    yield
+    compressors._classes.clear()
+    compressors._classes.update(before)
+
+
+def test_a_grid_in_processes_side_by_side_gives_what_it_gives_in_one(tmp_path, quick):
+    assert ablate.main([*SMALL, *QUIET, *GRID, "--out", str(tmp_path / "one")]) == 0
+    assert ablate.main([*COMMAND, *GRID, "--jobs", "2", "--out", str(tmp_path / "two")]) == 0
+    assert len(results(tmp_path / "two")) == 3
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert not list((tmp_path / "two" / "checkpoints").glob("*"))
+
+
+def test_runs_that_die_or_raise_are_recorded_and_left_until_a_retry_is_asked_for(tmp_path, quick, capsys):
+    names = ["killed", "crashing", "raising"]
+    grid = ["--compressors", *names, "--masks", "000000", "100000", "--eps", "0.3", "--epochs", "1"]
+    command = [*COMMAND, *grid, "--out", str(tmp_path / "out")]
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
+
+    assert ablate.main(command) == 1
+    reasons = {record["config"]["compressor"]: record["reason"] for record in read_runs(tmp_path / "out")}
+    assert reasons[None] is None
+    assert "SIGKILL" in reasons["killed"]
+    assert "memory" in reasons["killed"]
+    assert "SIGSEGV" in reasons["crashing"]
+    assert "MemoryError: not enough" in reasons["raising"]
+    before = files()
+    capsys.readouterr()
+    assert ablate.main(command) == 1
+    said = capsys.readouterr()
+    assert "1 of 4 runs are done already" in said.out
+    assert said.err.count("--retry-failed") == 3
+    assert "SIGSEGV" in said.err
+    assert files() == before
+    (tmp_path / "behave").touch()
+    assert ablate.main([*command, "--retry-failed"]) == 0
+    assert {record["status"] for record in read_runs(tmp_path / "out")} == {"finished"}
+    assert sum(files()[path] != before[path] for path in before) == 3
+
+
+def test_a_run_that_hangs_is_ended_when_its_time_is_up(tmp_path, quick):
+    process = RunProcess()
+    hanging = Job(setting(tmp_path), config(compressor="hanging", compressor_version=TruncatedSVD.version, epochs=1))
+    outcome = process.run(hanging.to_json(), 1, lambda epoch: None)
+    assert isinstance(outcome, Lost)
+    assert outcome.reason == "TimeoutError: it took longer than 1 s"
+    assert outcome.seconds < 120
+    assert not process.alive
+
+
+def test_a_job_says_what_the_machine_lacks_and_leaves_no_folder_where_there_was_none(tmp_path):
+    nowhere = replace(setting(tmp_path), checkpoints=str(tmp_path / "elsewhere" / "checkpoints"))
+    with pytest.raises(ValueError, match="SHA-256"):
+        Job(nowhere, config(data_sha256="0" * 64)).run(lambda epoch: None)
+    with pytest.raises(ValueError, match="svd has another version"):
+        Job(nowhere, config(compressor_version=77)).run(lambda epoch: None)
+    assert Job(nowhere, config(**PLAIN, epochs=1)).run(lambda epoch: None)["status"] == "finished"
+    assert not list(tmp_path.iterdir())
+    job = Job(replace(nowhere, checkpoints=str(tmp_path / "checkpoints")), config(**PLAIN, epochs=1))
+    assert Job.from_json(job.to_json()) == job
+    job.run(lambda epoch: None)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def _gone(pid):
+    for _ in range(200):
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            time.sleep(0.05)
+            continue
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_command_that_ends_leaves_no_process_behind_and_keeps_what_is_finished(tmp_path, sent, status):
+    environment = {**os.environ, **install(tmp_path)}
+    grid = ["--compressors", "hanging", "--masks", "000000", "100000", "--eps", "0.3"]
+    command = [sys.executable, "-m", "lrbench.ablate", *COMMAND, *grid, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    hanging = tmp_path / "behave.pid"
+    deadline = time.monotonic() + 600
+    while not hanging.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert _gone(int(hanging.read_text()))
+    assert [record["config"]["compressor"] for record in read_runs(tmp_path / "out")] == [None]
+
+
+def test_who_measures_has_the_machine_alone_and_goes_before_who_comes_later(tmp_path):
+    first, second, third = (Machine(tmp_path) for _ in range(3))
+    order = []
+
+    def measure():
+        with second.shared():
+            order.append("second trains")
+            with second.alone():
+                order.append("second measures")
+                time.sleep(0.2)
+                order.append("second has measured")
+
+    def train():
+        with third.shared():
+            order.append("third trains")
+
+    with first.shared():
+        measuring = threading.Thread(target=measure)
+        measuring.start()
+        time.sleep(0.2)
+        training = threading.Thread(target=train)
+        training.start()
+        time.sleep(0.2)
+        assert order == ["second trains"]
+        first.make_way()
+        order.append("first trains on")
+    measuring.join()
+    training.join()
+    assert order[:3] == ["second trains", "second measures", "second has measured"]
+    assert set(order[3:]) == {"first trains on", "third trains"}
+
+
+def test_waiting_for_the_machine_does_not_use_up_a_runs_time(tmp_path):
+    first, second = Machine(tmp_path), Machine(tmp_path)
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        with first.shared(), second.shared():
+            threading.Timer(0.5, second._leave).start()
+            signal.setitimer(signal.ITIMER_REAL, 0.25)
+            with first.alone():
+                assert not rung
+                assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.25
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_steps_are_timed_and_peaks_measured_alone_and_training_is_not(tmp_path, monkeypatch):
+    import lrbench.experiment as experiment
+    from lrbench.measure.memory import Peak
+
+    states, alone = {}, [False]
+
+    class Alone:
+        def __enter__(self):
+            alone[0] = True
+
+        def __exit__(self, *_):
+            alone[0] = False
+
+    def watched(name, given=None):
+        original = getattr(experiment, name)
+
+        def call(*arguments, **options):
+            states.setdefault(name, set()).add(alone[0])
+            return original(*arguments, **options) if given is None else given
+
+        monkeypatch.setattr(experiment, name, call)
+
+    for name in ("train", "evaluate", "measure_layers", "measure_savings", "time_steps", "split_steps"):
+        watched(name)
+    watched("measure_step_peaks", [Peak(1000, 2000)])
+    record = Experiment(photos(), tmp_path, 1, 1, alone=Alone).run(config(epochs=1))
+    assert record["peak"] is not None
+    assert {name for name, seen in states.items() if seen == {True}} == {
+        "time_steps",
+        "split_steps",
+        "measure_step_peaks",
+    }
+    assert {name for name, seen in states.items() if seen == {False}} == states.keys() - {
+        "time_steps",
+        "split_steps",
+        "measure_step_peaks",
+    }
