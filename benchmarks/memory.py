@@ -26,13 +26,13 @@ import lrbench
 from benchmarks.speed import images_of
 from lrbench.checkpointing import Checkpointed
 from lrbench.environment import environment
+from lrbench.files import write_atomically
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.measure.steps import measure_step_peaks
 from lrbench.models import paper_cnn
 from lrbench.report.style import BAD, INK, MUTED, PAPER, RC, panels
 from lrbench.report.style import looks as looks_of
-from lrbench.store import write_atomically
 from lrbench.training import training_step
 
 BATCHES = (100, 256)
