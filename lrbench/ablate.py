@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from lrbench.names import DATASETS, MODELS
-from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, run_path, write_run
+from lrbench.store import (
+    ResultsFolderError,
+    is_finished,
+    prepare_folder,
+    read_runs,
+    recover_folder,
+    run_id,
+    run_path,
+    write_run,
+)
 
 # What takes torch or draws is imported where it is first needed: the command line answers at once.
 if TYPE_CHECKING:
@@ -83,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
-    except _BadRequestError as error:
+    except (_BadRequestError, ResultsFolderError) as error:
         print(f"lrbench.ablate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -103,6 +112,7 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     from lrbench.datasets import load_dataset
     from lrbench.experiment import Experiment
     from lrbench.grid import Grid, expand, load_policies
+    from lrbench.lock import locked
 
     try:
         data = load_dataset(options.dataset, options.data_dir)
@@ -117,17 +127,20 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     if options.dry_run:
         _list_runs(configs, reasons, options.out)
         return 0
-    for reason in reasons:
-        print(reason)
     experiment = Experiment(data, options.out / "checkpoints", options.timed_steps, options.peak_processes, command)
-    if options.force:
-        _forget(configs, experiment, options.out)
-    failed = _run_all(configs, experiment, options.out)
-    for reason in failed:
-        print(f"failed: {reason}", file=sys.stderr)
-    from lrbench.report import write_report
+    with locked(options.out):
+        for remark in recover_folder(options.out):
+            print(remark, file=sys.stderr)
+        for reason in reasons:
+            print(reason)
+        if options.force:
+            _forget(configs, experiment, options.out)
+        failed = _run_all(configs, experiment, options.out)
+        for reason in failed:
+            print(f"failed: {reason}", file=sys.stderr)
+        from lrbench.report import write_report
 
-    print(f"report: {write_report(options.out)}")
+        print(f"report: {write_report(options.out)}")
     return 1 if failed else 0
 
 

@@ -64,8 +64,12 @@ def write_report(folder: Path) -> Path:
         write_table(make(ordered), folder / f"{name}.csv")
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    _remove_figures(figures)
-    pictures = [draw_figures(study, figures, suffix_of(place, len(studies))) for place, study in enumerate(studies)]
+    suffixes = [suffix_of(place, len(studies)) for place in range(len(studies))]
+    pictures = [draw_figures(study, figures, suffix) for study, suffix in zip(studies, suffixes, strict=True)]
+    drawn = {
+        f"{name}{suffix}" for suffix, some in zip(suffixes, pictures, strict=True) for name in some if some[name].svg
+    }
+    _remove_figures(figures, drawn)
     report = compose(studies, pictures, contents)
     write_atomically(folder / "summary.md", render_markdown(report))
     page = folder / "report.html"
@@ -73,9 +77,9 @@ def write_report(folder: Path) -> Path:
     return page
 
 
-def _remove_figures(folder: Path) -> None:
-    """Remove an earlier report's figures, and nothing else: one may have lost its data since."""
+def _remove_figures(folder: Path, drawn: set[str]) -> None:
+    """Remove an earlier report's other figures, and nothing else: one may have lost its data since."""
     ours = re.compile(rf"(?:{'|'.join(NAMES)})(?:-\d+)?\.(?:png|svg)")
     for path in folder.iterdir():
-        if ours.fullmatch(path.name):
+        if ours.fullmatch(path.name) and path.stem not in drawn:
             path.unlink(missing_ok=True)  # another command may be at it
