@@ -1,5 +1,6 @@
 # make ablate   environment, install, and the embedded demonstration (results/demo)
 # make test     environment, install, static checks and the whole test suite
+# make reliability   kills, full disks, damaged files, many runs, fuzzed parsers: all of what make test tries a share of
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +8,7 @@ READY  := $(VENV)/.installed
 # Extra arguments for pip, such as an index that holds CPU builds of torch.
 PIP_FLAGS ?=
 
-.PHONY: ablate test lint clean
+.PHONY: ablate test reliability lint clean
 .DELETE_ON_ERROR:
 
 ablate: $(READY)
@@ -15,6 +16,9 @@ ablate: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+reliability: $(READY)
+	$(BIN)/python -m tests.reliability --out results/reliability
 
 lint: $(READY)
 	$(BIN)/ruff check .
