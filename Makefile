@@ -1,6 +1,7 @@
 # make ablate   environment, install, and the embedded demonstration (results/demo)
 # make test     environment, install, static checks, the whole test suite, and two of the bugs that it must find
 # make mutants  all of these bugs, planted one at a time into a copy (results/mutations)
+# make reliability   kills, full disks, damaged files, many runs, fuzzed parsers: all of what make test tries a share of
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ READY  := $(VENV)/.installed
 # Extra arguments for pip, such as an index that holds CPU builds of torch.
 PIP_FLAGS ?=
 
-.PHONY: ablate test mutants lint clean
+.PHONY: ablate test mutants reliability lint clean
 .DELETE_ON_ERROR:
 
 ablate: $(READY)
@@ -20,6 +21,9 @@ test: $(READY) lint
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutations --out results/mutations
+
+reliability: $(READY)
+	$(BIN)/python -m tests.reliability --out results/reliability
 
 lint: $(READY)
 	$(BIN)/ruff check .

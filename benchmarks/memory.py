@@ -27,12 +27,12 @@ from benchmarks.inputs import trained_network
 from benchmarks.speed import images_of
 from lrbench.checkpointing import Checkpointed
 from lrbench.environment import environment
+from lrbench.files import write_atomically
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.measure.steps import measure_step_peaks
 from lrbench.report.style import BAD, INK, MUTED, PAPER, RC, panels
 from lrbench.report.style import looks as looks_of
-from lrbench.store import write_atomically
 
 BATCHES = (100, 256)
 MIB = 2.0**20

@@ -24,7 +24,16 @@ from tqdm import tqdm
 
 from lrbench.names import DATASETS, MODELS
 from lrbench.presets import AXES, list_presets, load_preset
-from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, run_path, write_run
+from lrbench.store import (
+    ResultsFolderError,
+    is_finished,
+    prepare_folder,
+    read_runs,
+    recover_folder,
+    run_id,
+    run_path,
+    write_run,
+)
 
 # What takes torch or draws is imported where it is first needed: the command line answers at once.
 if TYPE_CHECKING:
@@ -54,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
-    except _BadRequestError as error:
+    except (_BadRequestError, ResultsFolderError) as error:
         print(f"lrbench.ablate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -74,6 +83,7 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     from lrbench.datasets import load_dataset
     from lrbench.experiment import Experiment
     from lrbench.grid import Grid, expand_all, load_policies
+    from lrbench.lock import locked
     from lrbench.running.machine import Machine
 
     try:
@@ -89,13 +99,9 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     if options.dry_run:
         _list_runs(configs, reasons, options.out)
         return 0
-    for reason in reasons:
-        print(reason)
     machine, checkpoints = Machine(), options.out / "checkpoints"
     shared = options.timed_steps, options.peak_processes, command, options.preset
     experiment = Experiment(data, checkpoints, *shared, alone=machine.alone)
-    if options.force:
-        _forget(configs, experiment, options.out)
 
     def do(configs: list[Config], on_epoch: OnEpoch) -> Outcomes:
         """Do runs in the way that is asked for."""
@@ -113,13 +119,19 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
             return on_cluster(client, jobs, options.run_timeout)
         return in_processes(jobs, options.jobs, options.run_timeout, on_epoch)
 
-    with _cluster(options) as client:
+    with locked(options.out), _cluster(options) as client:
+        for remark in recover_folder(options.out):
+            print(remark, file=sys.stderr)
+        for reason in reasons:
+            print(reason)
+        if options.force:
+            _forget(configs, experiment, options.out)
         failed = _run_all(configs, experiment, options.out, do, options.retry_failed)
-    for reason in failed:
-        print(f"failed: {reason}", file=sys.stderr)
-    from lrbench.report import write_report
+        for reason in failed:
+            print(f"failed: {reason}", file=sys.stderr)
+        from lrbench.report import write_report
 
-    print(f"report: {write_report(options.out)}")
+        print(f"report: {write_report(options.out)}")
     return 1 if failed else 0
 
 

@@ -19,6 +19,7 @@ from lrbench.bit_modules import lean_modules, unlean
 from lrbench.conv import compressed_layers, unwrap
 from lrbench.datasets import Dataset, to_float
 from lrbench.environment import device_name, environment
+from lrbench.files import UnwritableError
 from lrbench.measure.gradients import measure_gradients
 from lrbench.measure.layers import measure_layers
 from lrbench.measure.memory import Peak
@@ -81,12 +82,20 @@ class Experiment:
         self._plain_peaks: dict[tuple[Any, ...], list[Peak]] = {}
 
     def run(self, config: Config, on_epoch: Callable[[int], None] = lambda epoch: None) -> Record:
-        """Run a configuration to its end and give its record; an error is recorded, not raised."""
+        """Run a configuration to its end and give its record; an error is recorded, not raised.
+
+        Raises
+        ------
+        UnwritableError
+            If a checkpoint cannot be written: those of other runs could not, either.
+        """
         record = self._frame(config)
         start = time.perf_counter()
         try:
             self._fill(record, config, on_epoch)
             record["status"] = "finished"
+        except UnwritableError:
+            raise
         except Exception as error:
             record["reason"] = f"{type(error).__name__}: {error}"
             record["traceback"] = traceback.format_exc()

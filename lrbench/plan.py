@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.files import write_atomically
 from lrbench.names import MODELS
-from lrbench.store import ResultsFolderError, write_atomically
+from lrbench.store import ResultsFolderError
 
 # What takes torch is imported where it is first needed: the command line answers at once.
 if TYPE_CHECKING:

@@ -25,9 +25,10 @@ from lrbench.compressors import get_compressor, list_compressors
 from lrbench.datasets import list_datasets, load_dataset, read_records, to_float
 from lrbench.environment import environment
 from lrbench.factors import Factors, Origin
+from lrbench.files import write_atomically
 from lrbench.im2col import Geometry, Im2col
 from lrbench.measure.error import relative_error, violations
-from lrbench.store import ResultsFolderError, write_atomically
+from lrbench.store import ResultsFolderError
 
 __all__ = ["main", "measure_sizes"]
 

@@ -1,44 +1,88 @@
 """The results folder: one JSON file for each run, the only source of truth.
 
 ``DIR/runs/<id>.json`` holds one finished or failed run. The name is a hash of the run's configuration, so the same
-command finds what it has done already. Everything else in the folder is derived from these files.
+command finds what it has done already; a checksum over all that the file says tells it from a damaged one. Everything
+else in the folder is derived from these files.
 """
 
 import hashlib
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lrbench.files import DamagedFileError, remove_parts, set_aside, write_atomically
+
 __all__ = [
     "SCHEMA",
+    "Contents",
+    "OtherLayoutError",
     "Record",
     "ResultsFolderError",
     "is_finished",
     "prepare_folder",
+    "read_folder",
     "read_runs",
+    "recover_folder",
     "run_id",
     "run_path",
     "write_run",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of a run file's layout."""
 
 Record = dict[str, Any]
 
 
 class ResultsFolderError(OSError):
-    """The results folder cannot be created or written."""
+    """The results folder cannot be created, written or used."""
+
+
+class OtherLayoutError(ResultsFolderError):
+    """The results folder holds runs of another version's layout."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder's run files hold.
+
+    Attributes
+    ----------
+    records : list of dict
+        The intact runs, sorted by id.
+    damaged : dict
+        What speaks against each file that holds no intact run.
+    other : dict
+        The layout of each file that is of another version.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    damaged: dict[Path, str] = field(default_factory=dict)
+    other: dict[Path, int] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> dict[Path, str]:
+        """Every file that holds no run to report, with the reason."""
+        return self.damaged | {path: f"it is of layout {layout}, not {SCHEMA}" for path, layout in self.other.items()}
 
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Hash a run's configuration to the 16 hexadecimal digits that name its file."""
-    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return _digest(config)[:16]
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """Hash all that a record says, however its file is laid out, but the checksum itself."""
+    return f"sha256:{_digest({key: value for key, value in record.items() if key != 'checksum'})}"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def prepare_folder(folder: Path) -> None:
@@ -59,17 +103,29 @@ def prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def recover_folder(folder: Path) -> list[str]:
+    """Make a folder ready to be gone on with: remove unfinished files, set damaged runs aside; say what was set aside.
+
+    Only who holds the folder's lock may do this.
+
+    Raises
+    ------
+    OtherLayoutError
+        If it holds runs of another version's layout: they and new ones would not be one set of results.
+    """
+    contents = read_folder(folder)
+    if contents.other:
+        path, layout = next(iter(contents.other.items()))
+        raise OtherLayoutError(
+            f"{folder} holds {len(contents.other)} runs of layout {layout}, such as {path.name}, and this version of "
+            f"lrbench writes layout {SCHEMA}: name another folder with --out"
+        )
+    for place in (folder, *(folder / name for name in ("runs", "checkpoints", "figures"))):
+        remove_parts(place)
+    return [
+        f"{path} is damaged ({reason}): it is kept as {set_aside(path, 'corrupt').name}, and its run is done again"
+        for path, reason in contents.damaged.items()
+    ]
 
 
 def run_path(folder: Path, name: str) -> Path:
@@ -80,24 +136,57 @@ def run_path(folder: Path, name: str) -> Path:
 def write_run(folder: Path, record: Record) -> Path:
     """Write one run's record atomically and return its path; NaN and infinity are refused, they are not JSON."""
     path = run_path(folder, record["id"])
-    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    sealed = {"schema": record["schema"], "checksum": checksum(record)} | record
+    write_atomically(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
     return path
 
 
-def read_runs(folder: Path) -> list[Record]:
-    """Read every run of a folder, sorted by id; a file that holds no run is named in a warning and left out."""
-    records = []
+def read_folder(folder: Path) -> Contents:
+    """Read every run of a folder; nothing is locked or changed, so that it may be read while runs are written."""
+    contents = Contents()
     for path in sorted((folder / "runs").glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            intact = record["schema"] == SCHEMA and record["id"] == path.stem == run_id(record["config"])
-        except (ValueError, KeyError, TypeError):
-            intact = False
-        if intact:
-            records.append(record)
+            record = _read_run(path)
+        except FileNotFoundError:  # a command with --force has just removed it
+            continue
+        except DamagedFileError as error:
+            contents.damaged[path] = str(error)
+            continue
+        if record["schema"] == SCHEMA:
+            contents.records.append(record)
         else:
-            warnings.warn(f"{path} is not an intact run of layout {SCHEMA} and is left out", stacklevel=2)
-    return records
+            contents.other[path] = record["schema"]
+    return contents
+
+
+def read_runs(folder: Path) -> list[Record]:
+    """Read every run of a folder, sorted by id; a file that holds no intact run is named in a warning and left out."""
+    contents = read_folder(folder)
+    for path, reason in contents.left_out.items():
+        warnings.warn(f"{path} is left out: {reason}", stacklevel=2)
+    return contents.records
+
+
+def _read_run(path: Path) -> Record:
+    """Read a run that is intact, or one of another layout, of which no more is known."""
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"it is no JSON: {error}") from error
+    if not isinstance(record, dict) or type(record.get("schema")) is not int:
+        raise DamagedFileError("it is no run")
+    try:
+        intact = record.pop("checksum", None) == checksum(record | {"schema": SCHEMA})
+        named = run_id(record.get("config", {}))
+    except (ValueError, RecursionError) as error:  # NaN, which is no JSON, or too deep
+        raise DamagedFileError(f"it is no JSON: {error}") from error
+    if record["schema"] != SCHEMA and not intact:  # otherwise only the number is damaged
+        return record
+    if record["schema"] != SCHEMA or not intact:
+        raise DamagedFileError("its content does not have its checksum")
+    if not record.get("id") == path.stem == named:
+        raise DamagedFileError("its name is not that of its configuration")
+    return record
 
 
 def is_finished(record: Record) -> bool:

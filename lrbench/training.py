@@ -7,8 +7,8 @@ generators of their own: a checkpoint needs no generator's state.
 """
 
 import hashlib
+import io
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from lrbench.compressors import NonFiniteBlockError, compressor_class, get_compr
 from lrbench.conv import Path as CompressionPath
 from lrbench.conv import compressed_layers, wrap
 from lrbench.datasets import Dataset, to_float
+from lrbench.files import DamagedFileError, read_sealed, set_aside, write_sealed
 from lrbench.models import build_model
 from lrbench.policy import Policy
 
@@ -170,8 +171,8 @@ def train(
     data
         At least ``train_size`` and ``test_size`` images.
     checkpoint
-        A file that is written after each epoch, atomically, and read if it is there; one that cannot be read, or is
-        of another configuration or version, is named in a warning and written anew.
+        A file that is written after each epoch, atomically, and read if it is there; one that is damaged, or of
+        another configuration or version, is named in a warning, set aside and written anew.
     on_epoch
         Called with the number of each epoch when it is finished.
 
@@ -182,11 +183,10 @@ def train(
     """
     images, labels = data.train_images[: config.train_size], data.train_labels[: config.train_size]
     test_images, test_labels = data.test_images[: config.test_size], data.test_labels[: config.test_size]
-    model = make_model(config, len(data.classes))
-    optimizer = make_optimizer(model, config)
-    trained = Trained(model)
-    if checkpoint is not None and checkpoint.exists():
-        _load_checkpoint(checkpoint, config, trained, optimizer)
+    trained, optimizer = _begin(config, len(data.classes))
+    if checkpoint is not None and checkpoint.exists() and not _load_checkpoint(checkpoint, config, trained, optimizer):
+        trained, optimizer = _begin(config, len(data.classes))
+    model = trained.model
     for epoch in range(len(trained.history) + 1, config.epochs + 1):
         start = time.perf_counter()
         try:
@@ -211,6 +211,11 @@ def train(
             _save_checkpoint(checkpoint, config, trained, optimizer)
         on_epoch(epoch)
     return trained
+
+
+def _begin(config: Config, classes: int) -> tuple[Trained, torch.optim.Optimizer]:
+    model = make_model(config, classes)
+    return Trained(model), make_optimizer(model, config)
 
 
 def prepare_torch(config: Config) -> None:
@@ -314,44 +319,42 @@ def _derived(seed: int, *purpose: str | int) -> int:
 
 
 def _save_checkpoint(path: Path, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            torch.save(
-                {
-                    "made_by": _maker(config),
-                    "model": trained.model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "compressors": {
-                        name: layer.compressor.state_dict() for name, layer in compressed_layers(trained.model).items()
-                    },
-                    "history": trained.history,
-                },
-                file,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "made_by": _maker(config),
+            "model": trained.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "compressors": {
+                name: layer.compressor.state_dict() for name, layer in compressed_layers(trained.model).items()
+            },
+            "history": trained.history,
+        },
+        buffer,
+    )
+    write_sealed(path, buffer.getbuffer())
 
 
-def _load_checkpoint(path: Path, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+def _load_checkpoint(path: Path, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> bool:
+    """Take up what a checkpoint holds; False if it was set aside, and then what is given may be half changed."""
     try:
-        state = torch.load(path, weights_only=True, map_location=config.device)
+        state = torch.load(io.BytesIO(read_sealed(path)), weights_only=True, map_location=config.device)
         if state["made_by"] != _maker(config):
             raise ValueError("it was made by another version")
-    except Exception as error:
+        trained.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for name, layer in compressed_layers(trained.model).items():
+            layer.compressor.load_state_dict(state["compressors"][name])
+        trained.history = list(state["history"])
+        trained.earlier_seconds = float(sum(entry["seconds"] for entry in trained.history))
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign file makes torch raise
         reason = str(error).partition("\n")[0]
-        warnings.warn(f"{path} is left aside, and its run begins anew: {reason}", stacklevel=3)
-        return
-    trained.model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, layer in compressed_layers(trained.model).items():
-        layer.compressor.load_state_dict(state["compressors"][name])
-    trained.history = state["history"]
-    trained.earlier_seconds = sum(entry["seconds"] for entry in trained.history)
+        aside = set_aside(path, "corrupt" if isinstance(error, DamagedFileError) else "outdated")
+        warnings.warn(f"{path} is kept as {aside.name}, and its run begins anew: {reason}", stacklevel=3)
+        return False
+    return True
 
 
 def _maker(config: Config) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import io
 import math
 
 import pytest
@@ -6,6 +7,7 @@ from runs import PLAIN, POLICY, config, photos
 
 import lrbench
 from lrbench.conv import compressed_layers
+from lrbench.files import read_sealed, write_sealed
 from lrbench.training import evaluate, make_model, make_optimizer, train, training_step
 
 
@@ -184,22 +186,53 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def with_a_flipped_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def without_a_checksum(path):
+    path.write_bytes(read_sealed(path))
+
+
+def changed(path, change):
+    state = torch.load(io.BytesIO(read_sealed(path)), weights_only=True)
+    change(state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_sealed(path, buffer.getvalue())
+
+
 def of_another_torch(path):
-    state = torch.load(path, weights_only=True)
-    state["made_by"]["torch"] = "1.0"
-    torch.save(state, path)
+    changed(path, lambda state: state["made_by"].update(torch="1.0"))
 
 
-@pytest.mark.parametrize("spoil", [cut_short, of_another_torch])
-def test_a_checkpoint_that_does_not_fit_is_named_and_the_run_begins_anew(tmp_path, spoil):
+def without_its_last_weights(path):
+    changed(path, lambda state: state["model"].popitem())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "suffix"),
+    [
+        (cut_short, "corrupt"),
+        (with_a_flipped_bit, "corrupt"),
+        (without_a_checksum, "corrupt"),
+        (of_another_torch, "outdated"),
+        (without_its_last_weights, "outdated"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named_set_aside_and_the_run_begins_anew(tmp_path, spoil, suffix):
     run = config(epochs=2)
     whole = train(run, photos(), tmp_path / "run.pt")
     spoil(tmp_path / "run.pt")
+    spoilt = (tmp_path / "run.pt").read_bytes()
     epochs = []
     with pytest.warns(UserWarning, match=r"run\.pt"):
         again = train(run, photos(), tmp_path / "run.pt", epochs.append)
     assert epochs == [1, 2]
     assert equal(weights(whole.model), weights(again.model))
+    assert (tmp_path / f"run.pt.{suffix}").read_bytes() == spoilt
 
 
 def test_a_policys_run_is_resumed_bit_for_bit_and_its_checkpoint_is_of_that_policy(tmp_path):

@@ -4,8 +4,10 @@ Data flow one way: run files → `tables` → `summaries` → `verdicts`, `listi
 """
 
 import re
+import warnings
 from pathlib import Path
 
+from lrbench.files import write_atomically
 from lrbench.report.content import compose, suffix_of
 from lrbench.report.figures import NAMES, draw_figures
 from lrbench.report.page import render_html, render_markdown
@@ -18,7 +20,7 @@ from lrbench.report.tables import (
     runs_table,
     write_table,
 )
-from lrbench.store import read_runs, write_atomically
+from lrbench.store import SCHEMA, read_folder
 
 __all__ = ["NoRunsError", "read_table", "write_report"]
 
@@ -45,33 +47,39 @@ def write_report(folder: Path) -> Path:
         If the folder holds no intact run.
     """
     folder = Path(folder)
-    records = read_runs(folder)
-    left_out = sum(1 for _ in (folder / "runs").glob("*.json")) - len(records)
-    if not records:
-        state = "no intact run" if left_out else "no run" if folder.is_dir() else "no folder"
+    contents = read_folder(folder)
+    for path, reason in contents.left_out.items():
+        warnings.warn(f"{path} is left out: {reason}", stacklevel=2)
+    if not contents.records:
+        none = f"no intact run of layout {SCHEMA}" if contents.left_out else "no run"
+        state = none if folder.is_dir() else "no folder"
         raise NoRunsError(
             f"there is no folder {folder}, and so nothing to report"
             if state == "no folder"
             else f"{folder} holds {state} to report: runs are expected as {folder / 'runs'}/*.json"
         )
-    studies = make_studies(records)
+    studies = make_studies(contents.records)
     ordered = [record for study in studies for record in study.records]
     for name, make in (("runs", runs_table), ("epochs", epochs_table), ("layers", layers_table)):
         write_table(make(ordered), folder / f"{name}.csv")
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    _remove_figures(figures)
-    pictures = [draw_figures(study, figures, suffix_of(place, len(studies))) for place, study in enumerate(studies)]
-    report = compose(studies, pictures, left_out)
+    suffixes = [suffix_of(place, len(studies)) for place in range(len(studies))]
+    pictures = [draw_figures(study, figures, suffix) for study, suffix in zip(studies, suffixes, strict=True)]
+    drawn = {
+        f"{name}{suffix}" for suffix, some in zip(suffixes, pictures, strict=True) for name in some if some[name].svg
+    }
+    _remove_figures(figures, drawn)
+    report = compose(studies, pictures, contents)
     write_atomically(folder / "summary.md", render_markdown(report))
     page = folder / "report.html"
     write_atomically(page, render_html(report))
     return page
 
 
-def _remove_figures(folder: Path) -> None:
-    """Remove an earlier report's figures, and nothing else: one may have lost its data since."""
+def _remove_figures(folder: Path, drawn: set[str]) -> None:
+    """Remove an earlier report's other figures, and nothing else: one may have lost its data since."""
     ours = re.compile(rf"(?:{'|'.join(NAMES)})(?:-\d+)?\.(?:png|svg)")
     for path in folder.iterdir():
-        if ours.fullmatch(path.name):
+        if ours.fullmatch(path.name) and path.stem not in drawn:
             path.unlink(missing_ok=True)  # another command may be at it

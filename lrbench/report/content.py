@@ -21,7 +21,7 @@ from lrbench.report.listings import (
 from lrbench.report.tables import Study, is_plain
 from lrbench.report.verdicts import PHOTOS, Headline, Verdict, headlines, judge
 from lrbench.report.wording import count, join, plural
-from lrbench.store import Record, is_finished
+from lrbench.store import SCHEMA, Contents, Record, is_finished
 
 __all__ = ["Chapter", "Report", "Section", "compose"]
 
@@ -74,7 +74,7 @@ class Report:
     origins: tuple[Listing, ...]
 
 
-def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]], left_out: int) -> Report:
+def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]], contents: Contents) -> Report:
     """Put a report together.
 
     Parameters
@@ -83,8 +83,8 @@ def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]],
         One per setting.
     pictures
         The figures of each.
-    left_out
-        Files among the runs that hold no intact run.
+    contents
+        Of the folder, for the files that hold no run to report.
     """
     records = [record for study in studies for record in study.records]
     chapters = [
@@ -94,7 +94,7 @@ def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]],
     return Report(
         title=f"What compression gave, and what it cost, on {join(_values(records, 'dataset'))}",
         subtitle=_subtitle(records),
-        notices=tuple(_notices(studies, records, left_out)),
+        notices=tuple(_notices(studies, records, contents)),
         chapters=tuple(chapters),
         origins=tuple(list_origins(records)),
     )
@@ -135,7 +135,7 @@ def _subtitle(records: Sequence[Record]) -> str:
     return " · ".join([f"{plural(len(records), 'run')}, {count(failed)} failed", *words])
 
 
-def _notices(studies: Sequence[Study], records: Sequence[Record], left_out: int) -> list[str]:
+def _notices(studies: Sequence[Study], records: Sequence[Record], contents: Contents) -> list[str]:
     notices = []
     if "photos" in _values(records, "dataset"):
         notices.append(PHOTOS)
@@ -147,13 +147,19 @@ def _notices(studies: Sequence[Study], records: Sequence[Record], left_out: int)
             f"The folder holds {len(studies)} settings. They are reported one after the other; nothing is compared or "
             "averaged across them."
         )
-    if left_out:
-        verb, them = ("is not an intact run", "it is") if left_out == 1 else ("are not intact runs", "they are")
-        notices.append(f"{plural(left_out, 'file')} in runs/ {verb}; {them} left out.")
+    if damaged := len(contents.damaged):
+        verb, them = ("is not an intact run", "it is") if damaged == 1 else ("are not intact runs", "they are")
+        notices.append(f"{plural(damaged, 'file')} in runs/ {verb}; {them} left out.")
+    if other := len(contents.other):
+        verb, them = ("is", "it is") if other == 1 else ("are", "they are")
+        layouts = join([str(layout) for layout in sorted(set(contents.other.values()))])
+        notices.append(f"{plural(other, 'file')} in runs/ {verb} of layout {layouts}, not {SCHEMA}; {them} left out.")
     environments = [record.get("environment") or {} for record in records]
     commits = {(environment.get("lrbench"), environment.get("commit")) for environment in environments}
     if len(commits) > 1:
         notices.append(f"The runs come from {len(commits)} versions of the code: see the environment below.")
+    if len({tuple(environment.get(name) for name in ("torch", "numpy", "scipy")) for environment in environments}) > 1:
+        notices.append("The runs come from several versions of torch, numpy or scipy: see the environment below.")
     if any(environment.get("dirty") for environment in environments):
         notices.append("Some runs come from a working tree with uncommitted changes.")
     if len({(environment.get("processor"), environment.get("device")) for environment in environments}) > 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from lrbench.files import write_atomically
 from lrbench.report.block_figures import draw_bytes, draw_cuts, draw_error, draw_ranks
 from lrbench.report.contrast_figure import draw_contrasts
 from lrbench.report.cost_figures import draw_accuracy, draw_differences, draw_memory, draw_time
@@ -47,12 +48,13 @@ def draw_figures(study: Study, folder: Path, suffix: str = "") -> dict[str, Pict
 
 
 def _save(fig: Figure, path: Path) -> str:
-    fig.savefig(path.with_suffix(".png"))
+    png, svg = io.BytesIO(), io.StringIO()
+    fig.savefig(png, format="png")
     fig.set_layout_engine("none")  # it is laid out now, and that takes longer than drawing
-    buffer = io.StringIO()
-    fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    path.with_suffix(".svg").write_text(buffer.getvalue(), encoding="utf-8")
-    return buffer.getvalue()
+    fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    write_atomically(path.with_suffix(".png"), png.getvalue())
+    write_atomically(path.with_suffix(".svg"), svg.getvalue())
+    return svg.getvalue()
 
 
 _FIGURES: dict[str, tuple[str, Callable[[Study], Drawing]]] = {

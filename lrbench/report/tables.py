@@ -21,7 +21,8 @@ from typing import Any
 
 import pandas as pd
 
-from lrbench.store import Record, is_finished, write_atomically
+from lrbench.files import write_atomically
+from lrbench.store import Record, is_finished
 
 __all__ = [
     "NoRunsError",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.store import Record, prepare_folder, run_id, write_run
+from lrbench.store import SCHEMA, Record, prepare_folder, run_id, write_run
 
 SHAPES = {0: (27, 1024, 3 * 32 * 32), 2: (288, 256, 32 * 16 * 16), 4: (576, 64, 64 * 8 * 8)}
 RANKS = {"none": 27, "svd": 5.36, "rsvd": 5.4, "aca": 9.95, "aca-estimate": 6.13}
@@ -137,7 +137,7 @@ def make_record(
     slow = {"none": 1.4, "svd": 4.1, "rsvd": 3.2, "aca": 2.2, "aca-estimate": 1.9}.get(compressor or "", 1.0)
     on = [index for index, bit in enumerate(mask) if bit == "1"]
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "id": run_id(full),
         "status": "finished",
         "reason": None,
