@@ -8,6 +8,7 @@ from lrbench.report.listings import (
     Listing,
     list_accuracy,
     list_bytes,
+    list_commands,
     list_held,
     list_origins,
     list_peaks,
@@ -66,6 +67,7 @@ class Report:
     notices: tuple[str, ...]
     chapters: tuple[Chapter, ...]
     origins: tuple[Listing, ...]
+    commands: Mapping[str, str]
 
 
 def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]], left_out: int) -> Report:
@@ -91,6 +93,7 @@ def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]],
         notices=tuple(_notices(studies, records, left_out)),
         chapters=tuple(chapters),
         origins=tuple(list_origins(records)),
+        commands=list_commands(records),
     )
 
 
