@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from lrbench.names import DATASETS, MODELS
 from lrbench.presets import AXES, list_presets, load_preset
+from lrbench.shell import add_loudness, is_loud, loudness, make_parser, progress
 from lrbench.store import ResultsFolderError, is_finished, prepare_folder, read_runs, run_id, run_path, write_run
 
 # What takes torch or draws is imported where it is first needed: the command line answers at once.
@@ -33,6 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+SAYS = "Run a grid into a results folder; the same command again does what is missing."
+EXAMPLES = """\
+lrbench ablate
+lrbench ablate --preset paper --data-dir DIR --out results/paper
+lrbench ablate --compressors svd aca --masks 000000 101010 --out DIR
+lrbench ablate --compressors --masks 000000 --policies tuned.toml"""
 OF_THE_PAPER = ("widths", "masks")
 """What a preset says of the paper's network alone; others have widths of their own, and another number of bits."""
 
@@ -48,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _options(arguments)
     try:
-        return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
+        with loudness(options):
+            return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
     except _BadRequestError as error:
         print(f"lrbench.ablate: {error}", file=sys.stderr)
         return 2
@@ -121,7 +127,7 @@ def _run_all(configs: list[Config], experiment: Experiment, folder: Path) -> lis
             print(f"{without} of them hold no {what} measurement: --force does them again")
     failed = []
     started = time.perf_counter()
-    with tqdm(total=sum(c.epochs for c in missing), unit="epoch", disable=not missing, dynamic_ncols=True) as bar:
+    with progress(sum(c.epochs for c in missing), "epoch") as bar:
         for number, config in enumerate(missing, start=1):
             bar.set_description(f"{number}/{len(missing)} {describe(config)}")
             target = int(bar.n) + config.epochs
@@ -133,6 +139,8 @@ def _run_all(configs: list[Config], experiment: Experiment, folder: Path) -> lis
             bar.update(target - bar.n)
             outcome = _headline(record) if is_finished(record) else f"failed: {record['reason']}"
             bar.write(f"{describe(config)}: {outcome} ({record['seconds']:.0f} s)", file=sys.stdout)
+            for line in details(record) if is_loud() else ():
+                bar.write(line, file=sys.stdout)
             if is_finished(record):
                 write_run(folder, record)
                 experiment.checkpoint(record["id"]).unlink(missing_ok=True)
@@ -160,6 +168,21 @@ def _headline(record: dict[str, Any]) -> str:
         return f"diverged in {record['outcome_detail']}"
     note = " (chance level)" if record["outcome"] == "chance" else ""
     return f"test accuracy {100 * record['final']['as_trained']['accuracy']:.1f} %{note}"
+
+
+def details(record: dict[str, Any]) -> list[str]:
+    """Say of a run what its epochs gave, what was not measured on it and why, and where it failed."""
+    lines = [
+        f"  epoch {epoch['epoch']}: train loss {epoch['train_loss']:.4f}, "
+        f"test accuracy {100 * epoch['test_accuracy']:.1f} % ({epoch['seconds']:.1f} s)"
+        for epoch in record.get("epochs") or []
+    ]
+    for key in ("layers", "step", "peak", "savings"):
+        if record.get(f"{key}_reason"):
+            lines.append(f"  no {key}: {record[f'{key}_reason']}")
+    if record.get("traceback"):
+        lines += [f"  {line}" for line in record["traceback"].rstrip().splitlines()]
+    return lines
 
 
 def _list_runs(configs: list[Config], reasons: list[str], folder: Path) -> None:
@@ -220,27 +243,26 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     """Read the command line: what it does not say, the preset does."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lrbench.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("ablate", SAYS, EXAMPLES)
     add = parser.add_argument
     add(
         "--preset",
+        metavar="NAME",
         choices=list_presets(),
-        help="what the other options default to (demo; cifar10 with --dataset cifar10)",
+        help="what is not said: " + ", ".join(list_presets()),
     )
     add("--dataset", choices=DATASETS)
-    add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder, or its parent")
+    add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder; else downloaded")
     add("--train-size", type=int, metavar="N", help="how many training images")
     add("--test-size", type=int, metavar="N", help="how many test images")
     add("--model", choices=MODELS, default="paper")
-    add("--widths", type=int, nargs="+", metavar="W")
-    add("--epochs", type=int)
-    add("--batch-size", type=int)
-    add("--learning-rate", type=float, default=1e-3)
-    add("--compressors", nargs="*", metavar="NAME", help="with no name: the plain model and policies only")
-    add("--masks", nargs="+", metavar="MASK", help="bits such as 101010, or layer names or patterns joined by commas")
-    add("--eps", type=float, nargs="+", help="requested relative errors, in (0, 1]")
+    add("--widths", type=int, nargs="+", metavar="W", help="of a model named here")
+    add("--epochs", type=int, metavar="N")
+    add("--batch-size", type=int, metavar="N")
+    add("--learning-rate", type=float, default=1e-3, metavar="RATE", help="of Adam (0.001)")
+    add("--compressors", nargs="*", metavar="NAME", help="with none: the plain model and policies only")
+    add("--masks", nargs="+", metavar="MASK", help="such as 101010, conv1,conv3 or 'layer2.*'")
+    add("--eps", type=float, nargs="+", metavar="EPS", help="requested relative errors, in (0, 1]")
     add("--path", nargs="+", metavar="PATH", help="forward, backward or both")
     add("--seeds", type=int, nargs="+", metavar="SEED")
     add(
@@ -249,15 +271,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         metavar="FILE",
         default=[],
-        help="TOML files: each is one more cell, by its name",
+        help="TOML files: each is one more cell",
     )
-    add("--device", default="cpu")
-    add("--threads", type=int, help="of the CPU; part of a run's identity")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
+    add("--threads", type=int, metavar="N", help="of the CPU; part of a run's identity")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
-    add("--peak-processes", type=int, metavar="N", help="processes to measure peak memory in; 0 for no memory at all")
+    add("--peak-processes", type=int, metavar="N", help="processes to measure memory in; 0 for none")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")
     add("--force", action="store_true", help="do runs that are done again")
     add("--dry-run", action="store_true", help="list the runs, and which are done")
+    add_loudness(parser)
     options = parser.parse_args(arguments)
     if options.preset is None:
         options.preset = "cifar10" if options.dataset == "cifar10" else "demo"

@@ -5,20 +5,13 @@ Data flow one way: run files → `tables` → `summaries` → `verdicts`, `listi
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lrbench.report.content import compose, suffix_of
-from lrbench.report.figures import NAMES, draw_figures
-from lrbench.report.page import render_html, render_markdown
-from lrbench.report.tables import (
-    NoRunsError,
-    epochs_table,
-    layers_table,
-    make_studies,
-    read_table,
-    runs_table,
-    write_table,
-)
 from lrbench.store import read_runs, write_atomically
+
+# What draws is imported where it is first needed: the command line answers at once.
+if TYPE_CHECKING:
+    from lrbench.report.tables import NoRunsError, read_table
 
 __all__ = ["NoRunsError", "read_table", "write_report"]
 
@@ -44,6 +37,18 @@ def write_report(folder: Path) -> Path:
     NoRunsError
         If the folder holds no intact run.
     """
+    from lrbench.report.content import compose, suffix_of
+    from lrbench.report.figures import draw_figures
+    from lrbench.report.page import render_html, render_markdown
+    from lrbench.report.tables import (
+        NoRunsError,
+        epochs_table,
+        layers_table,
+        make_studies,
+        runs_table,
+        write_table,
+    )
+
     folder = Path(folder)
     records = read_runs(folder)
     left_out = sum(1 for _ in (folder / "runs").glob("*.json")) - len(records)
@@ -71,7 +76,20 @@ def write_report(folder: Path) -> Path:
 
 def _remove_figures(folder: Path) -> None:
     """Remove an earlier report's figures, and nothing else: one may have lost its data since."""
+    from lrbench.report.figures import NAMES
+
     ours = re.compile(rf"(?:{'|'.join(NAMES)})(?:-\d+)?\.(?:png|svg)")
     for path in folder.iterdir():
         if ours.fullmatch(path.name):
             path.unlink(missing_ok=True)  # another command may be at it
+
+
+if not TYPE_CHECKING:  # a checker that saw it would believe in every name
+
+    def __getattr__(name: str) -> Any:
+        """Import a name of the tables when it is first asked for."""
+        if name in ("NoRunsError", "read_table"):
+            from lrbench.report import tables
+
+            return globals().setdefault(name, getattr(tables, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
