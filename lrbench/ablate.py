@@ -20,10 +20,9 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from lrbench.names import DATASETS, MODELS
 from lrbench.presets import AXES, list_presets, load_preset
+from lrbench.shell import add_loudness, is_loud, loudness, make_parser, progress
 from lrbench.store import (
     ResultsFolderError,
     is_finished,
@@ -47,6 +46,12 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+SAYS = "Run a grid into a results folder; the same command again does what is missing."
+EXAMPLES = """\
+lrbench ablate
+lrbench ablate --preset paper --data-dir DIR --out results/paper
+lrbench ablate --compressors svd aca --masks 000000 101010 --out DIR
+lrbench ablate --compressors --masks 000000 --policies tuned.toml"""
 OF_THE_PAPER = ("widths", "masks")
 """What a preset says of the paper's network alone; others have widths of their own, and another number of bits."""
 
@@ -62,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _options(arguments)
     try:
-        return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
+        with loudness(options):
+            return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
     except (_BadRequestError, ResultsFolderError) as error:
         print(f"lrbench.ablate: {error}", file=sys.stderr)
         return 2
@@ -181,7 +187,7 @@ def _run_all(
     failed = [f"{describe(c)}: {records[names[c]]['reason']} (earlier; --retry-failed tries it again)" for c in left]
     started = time.perf_counter()
     seen = [0] * len(missing)
-    with tqdm(total=sum(c.epochs for c in missing), unit="epoch", disable=not missing, dynamic_ncols=True) as bar:
+    with progress(sum(c.epochs for c in missing), "epoch") as bar:
         over = 0
 
         def on_epoch(place: int, epoch: int) -> None:
@@ -201,6 +207,8 @@ def _run_all(
                 said = _headline(record) if is_finished(record) else f"failed: {record['reason']}"
                 write_run(folder, record)
                 bar.write(f"{describe(config)}: {said} ({record['seconds']:.0f} s)", file=sys.stdout)
+                for line in details(record) if is_loud() else ():
+                    bar.write(line, file=sys.stdout)
                 if is_finished(record):
                     experiment.forget(record["id"])
                 else:
@@ -225,6 +233,21 @@ def _headline(record: dict[str, Any]) -> str:
         return f"diverged in {record['outcome_detail']}"
     note = " (chance level)" if record["outcome"] == "chance" else ""
     return f"test accuracy {100 * record['final']['as_trained']['accuracy']:.1f} %{note}"
+
+
+def details(record: dict[str, Any]) -> list[str]:
+    """Say of a run what its epochs gave, what was not measured on it and why, and where it failed."""
+    lines = [
+        f"  epoch {epoch['epoch']}: train loss {epoch['train_loss']:.4f}, "
+        f"test accuracy {100 * epoch['test_accuracy']:.1f} % ({epoch['seconds']:.1f} s)"
+        for epoch in record.get("epochs") or []
+    ]
+    for key in ("layers", "step", "peak", "savings"):
+        if record.get(f"{key}_reason"):
+            lines.append(f"  no {key}: {record[f'{key}_reason']}")
+    if record.get("traceback"):
+        lines += [f"  {line}" for line in record["traceback"].rstrip().splitlines()]
+    return lines
 
 
 def _list_runs(configs: list[Config], reasons: list[str], folder: Path) -> None:
@@ -293,32 +316,31 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     """Read the command line: what it does not say, the preset does."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lrbench.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("ablate", SAYS, EXAMPLES)
     add = parser.add_argument
     add(
         "--preset",
+        metavar="NAME",
         choices=list_presets(),
-        help="what the other options default to (demo; cifar10 with --dataset cifar10)",
+        help="what is not said: " + ", ".join(list_presets()),
     )
     add("--dataset", choices=DATASETS)
-    add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder, or its parent")
+    add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder; else downloaded")
     add("--train-size", type=int, metavar="N", help="how many training images")
     add("--test-size", type=int, metavar="N", help="how many test images")
     add("--model", choices=MODELS, default="paper")
-    add("--widths", type=int, nargs="+", metavar="W")
-    add("--epochs", type=int)
-    add("--batch-size", type=int)
-    add("--learning-rate", type=float, default=1e-3)
+    add("--widths", type=int, nargs="+", metavar="W", help="of a model named here")
+    add("--epochs", type=int, metavar="N")
+    add("--batch-size", type=int, metavar="N")
+    add("--learning-rate", type=float, default=1e-3, metavar="RATE", help="of Adam (0.001)")
     add(
         "--compressors",
         nargs="*",
         metavar="NAME",
-        help="names, or ./FILE.py:CLASS, whose code is run; with none: the plain model and policies only",
+        help="or ./FILE.py:CLASS; with none: the plain model and policies only",
     )
-    add("--masks", nargs="+", metavar="MASK", help="bits such as 101010, or layer names or patterns joined by commas")
-    add("--eps", type=float, nargs="+", help="requested relative errors, in (0, 1]")
+    add("--masks", nargs="+", metavar="MASK", help="such as 101010, conv1,conv3 or 'layer2.*'")
+    add("--eps", type=float, nargs="+", metavar="EPS", help="requested relative errors, in (0, 1]")
     add("--path", nargs="+", metavar="PATH", help="forward, backward or both")
     add("--seeds", type=int, nargs="+", metavar="SEED")
     add(
@@ -327,39 +349,32 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         metavar="FILE",
         default=[],
-        help="TOML files: each is one more cell, by its name",
+        help="TOML files: each is one more cell",
     )
-    add("--device", default="cpu")
-    add(
-        "--threads",
-        type=int,
-        help="of the CPU, for each run (the cores divided by --jobs); part of a run's identity: sums are ordered by "
-        "it, so that two runs of one thread side by side are other runs than two of two threads one after the other",
-    )
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
+    add("--threads", type=int, metavar="N", help="of the CPU, for each run (cores / jobs); part of its identity")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
-    add("--peak-processes", type=int, metavar="N", help="processes to measure peak memory in; 0 for no memory at all")
+    add("--peak-processes", type=int, metavar="N", help="processes to measure memory in; 0 for none")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")
     add(
         "--jobs",
         type=int,
         default=1,
         metavar="K",
-        help="runs side by side, in a process of its own each, so that one that dies fails alone (1); 0: in the "
-        "command's own process. Steps are timed, and peaks measured, while no other run uses the machine",
+        help="runs side by side, a process each (1); 0: in this process",
     )
     cluster = parser.add_mutually_exclusive_group()
     cluster.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        help="tcp://HOST:PORT of a Dask scheduler, whose workers do the runs in place of --jobs; they take the data "
-        "from the same --data-dir, from $LRBENCH_DATA or from the archive, and go on with unfinished runs where they "
-        "see the results folder by the same path",
+        help="tcp://HOST:PORT of a Dask scheduler, in place of --jobs",
     )
-    cluster.add_argument("--scheduler-file", type=Path, metavar="FILE", help="the same, by the file that Dask wrote")
-    add("--run-timeout", type=float, metavar="SECONDS", help="end a run that takes longer, as failed (no limit)")
-    add("--retry-failed", action="store_true", help="try runs again that failed; without it they are named and left")
+    cluster.add_argument("--scheduler-file", type=Path, metavar="FILE", help="the same, by Dask's file")
+    add("--run-timeout", type=float, metavar="SECONDS", help="end a run that takes longer (no limit)")
+    add("--retry-failed", action="store_true", help="try runs again that failed")
     add("--force", action="store_true", help="do runs that are done again")
     add("--dry-run", action="store_true", help="list the runs, and which are done")
+    add_loudness(parser)
     options = parser.parse_args(arguments)
     if options.preset is None:
         options.preset = "cifar10" if options.dataset == "cifar10" else "demo"

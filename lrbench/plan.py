@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.files import write_atomically
 from lrbench.names import MODELS
+from lrbench.shell import make_parser
 from lrbench.store import ResultsFolderError
 
 # What takes torch is imported where it is first needed: the command line answers at once.
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+SAYS = """\
+What compression can bring in each convolution of a model, before any training:
+bytes, break-even ranks, flops. The model runs on the meta device, where nothing
+is computed or allocated."""
+EXAMPLES = """\
+lrbench plan paper --input 100,3,32,32
+lrbench plan resnet50 --input 256,3,224,224 --out DIR
+lrbench plan my_package.models:make_model --input 64,3,96,96
+lrbench plan resnet20 --input 100,3,32,32 --measure test_batch.bin"""
 WIDTH = 120
 TOLERANCES = [0.3, 0.1, 0.03]
 
@@ -307,11 +317,9 @@ def _write(folder: Path, table: pd.DataFrame, text: str) -> None:
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m lrbench.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("plan", SAYS, EXAMPLES, "MODEL --input N,C,H,W [options]")
     add = parser.add_argument
-    add("model", metavar="MODEL", help=f"{', '.join(MODELS)}, or package.module:function that gives a torch.nn.Module")
+    add("model", metavar="MODEL", help=f"{', '.join(MODELS)}, or package.module:function")
     add("--input", type=_shape, required=True, metavar="N,C,H,W", help="the shape of a batch")
     add("--widths", type=int, nargs="+", metavar="W", help="of a model given by name; its own without them")
     add("--classes", type=int, default=10, metavar="N", help="of a model given by name (10)")
@@ -322,9 +330,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="images to take ranks of: .pt or .npy (N, C, H, W), or CIFAR's .bin",
     )
     add("--weights", type=Path, metavar="FILE", help="a state dictionary for --measure")
-    add("--eps", type=float, nargs="+", default=TOLERANCES, help="tolerances for --measure, in (0, 1]")
-    add("--seed", type=int, default=0, help="for --measure: of weights, dropout and the images that are drawn")
-    add("--out", type=Path, metavar="DIR", help="where plan.csv and plan.md go; without it the plan is printed only")
+    add("--eps", type=float, nargs="+", default=TOLERANCES, metavar="EPS", help="tolerances for --measure, in (0, 1]")
+    add("--seed", type=int, default=0, metavar="N", help="for --measure: of weights, dropout and chosen images")
+    add("--out", type=Path, metavar="DIR", help="where plan.csv and plan.md go; else it is printed only")
     return parser.parse_args(arguments)
 
 

@@ -7,31 +7,39 @@ Nothing is trained. Images, pixels in [0, 1], are lowered by a 3x3 kernel with z
 of 100; the bytes are means over the batches.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
 from tqdm import tqdm
 
 from lrbench import paper
-from lrbench.compressed import Compressed
-from lrbench.compressors import get_compressor, list_compressors
-from lrbench.datasets import list_datasets, load_dataset, read_records, to_float
-from lrbench.environment import environment
-from lrbench.factors import Factors, Origin
 from lrbench.files import write_atomically
-from lrbench.im2col import Geometry, Im2col
-from lrbench.measure.error import relative_error, violations
+from lrbench.names import DATASETS
+from lrbench.shell import make_parser
 from lrbench.store import ResultsFolderError
+
+# What takes torch is imported where it is first needed: the command line answers at once.
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from lrbench.compressed import Compressed
 
 __all__ = ["main", "measure_sizes"]
 
+SAYS = """\
+What the first layer's factors take, by formula and for real: the paper's table
+4.1, for any compressor and images. Nothing is trained."""
+EXAMPLES = """\
+lrbench sizes --dataset photos --compressors svd aca --eps 0.1
+lrbench sizes --records DIR/data_batch_1.bin --out results/table-4.1"""
 BATCH = 100
 
 
@@ -63,6 +71,15 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
     ValueError
         If there is no whole batch.
     """
+    import pandas as pd
+    import torch
+
+    from lrbench.compressors import get_compressor
+    from lrbench.datasets import to_float
+    from lrbench.factors import Origin
+    from lrbench.im2col import Geometry, Im2col
+    from lrbench.measure.error import relative_error, violations
+
     if len(images) == 0 or len(images) % BATCH:
         raise ValueError(f"there are {len(images)} images: give a positive multiple of {BATCH}")
     cells = [(name, eps) for name in compressors for eps in tolerances]
@@ -114,6 +131,8 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
 
 def _numbers_bytes(compressed: Compressed) -> int:
     """Bytes of the numbers that stand for the blocks: of U and V, and of what is kept; else all that is held."""
+    from lrbench.factors import Factors
+
     if not isinstance(compressed, Factors):
         return compressed.nbytes
     kept = 0 if compressed.kept is None else compressed.kept.tensor.numel()
@@ -121,6 +140,11 @@ def _numbers_bytes(compressed: Compressed) -> int:
 
 
 def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
+    import pandas as pd
+
+    from lrbench.environment import environment
+    from lrbench.factors import Origin
+
     lines = [
         "# Bytes of layer 1, for 100 images",
         "",
@@ -161,21 +185,24 @@ def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="python -m lrbench.sizes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("sizes", SAYS, EXAMPLES)
     add = parser.add_argument
-    add("--records", type=Path, metavar="FILE", help="a file in CIFAR-10's binary layout, of any number of records")
-    add("--dataset", choices=list_datasets(), default="photos", help="else the training images of a dataset")
-    add("--data-dir", type=Path, metavar="DIR")
-    add("--compressors", nargs="+", metavar="NAME", default=list_compressors(), help="or ./FILE.py:CLASS")
-    add("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
-    add("--out", type=Path, metavar="DIR", help="where sizes.csv and sizes.md go; without it the table is printed only")
+    add("--records", type=Path, metavar="FILE", help="a file in CIFAR-10's binary layout")
+    add("--dataset", choices=DATASETS, default="photos", help="else its training images (photos)")
+    add("--data-dir", type=Path, metavar="DIR", help="of --dataset cifar10; else it is downloaded")
+    add("--compressors", nargs="+", metavar="NAME", help="names, or ./FILE.py:CLASS (all)")
+    add("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01], metavar="EPS", help="(0.3 0.1 0.03 0.01)")
+    add("--out", type=Path, metavar="DIR", help="where sizes.csv and sizes.md go; else printed only")
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "-m", "lrbench.sizes", *arguments])
+
+    from lrbench.compressors import list_compressors
+
     try:
         images, source = _images(options)
-        table = measure_sizes(images[: len(images) // BATCH * BATCH], options.compressors, options.eps)
+        table = measure_sizes(
+            images[: len(images) // BATCH * BATCH], options.compressors or list_compressors(), options.eps
+        )
         text = _markdown(table, source, command)
         print(text)
         if options.out is not None:
@@ -193,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _images(options: argparse.Namespace) -> tuple[torch.Tensor, str]:
     """Give the images, and where they are from in words."""
+    from lrbench.datasets import load_dataset, read_records
+
     if options.records is not None:
         images, _ = read_records(options.records)
         path: Path = options.records.resolve()

@@ -6,21 +6,14 @@ Data flow one way: run files → `tables` → `summaries` → `verdicts`, `listi
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lrbench.files import write_atomically
-from lrbench.report.content import compose, suffix_of
-from lrbench.report.figures import NAMES, draw_figures
-from lrbench.report.page import render_html, render_markdown
-from lrbench.report.tables import (
-    NoRunsError,
-    epochs_table,
-    layers_table,
-    make_studies,
-    read_table,
-    runs_table,
-    write_table,
-)
 from lrbench.store import SCHEMA, read_folder
+
+# What draws is imported where it is first needed: the command line answers at once.
+if TYPE_CHECKING:
+    from lrbench.report.tables import NoRunsError, read_table
 
 __all__ = ["NoRunsError", "read_table", "write_report"]
 
@@ -46,6 +39,18 @@ def write_report(folder: Path) -> Path:
     NoRunsError
         If the folder holds no intact run.
     """
+    from lrbench.report.content import compose, suffix_of
+    from lrbench.report.figures import draw_figures
+    from lrbench.report.page import render_html, render_markdown
+    from lrbench.report.tables import (
+        NoRunsError,
+        epochs_table,
+        layers_table,
+        make_studies,
+        runs_table,
+        write_table,
+    )
+
     folder = Path(folder)
     contents = read_folder(folder)
     for path, reason in contents.left_out.items():
@@ -79,7 +84,20 @@ def write_report(folder: Path) -> Path:
 
 def _remove_figures(folder: Path, drawn: set[str]) -> None:
     """Remove an earlier report's other figures, and nothing else: one may have lost its data since."""
+    from lrbench.report.figures import NAMES
+
     ours = re.compile(rf"(?:{'|'.join(NAMES)})(?:-\d+)?\.(?:png|svg)")
     for path in folder.iterdir():
         if ours.fullmatch(path.name) and path.stem not in drawn:
             path.unlink(missing_ok=True)  # another command may be at it
+
+
+if not TYPE_CHECKING:  # a checker that saw it would believe in every name
+
+    def __getattr__(name: str) -> Any:
+        """Import a name of the tables when it is first asked for."""
+        if name in ("NoRunsError", "read_table"):
+            from lrbench.report import tables
+
+            return globals().setdefault(name, getattr(tables, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,25 +1,25 @@
 """Write a results folder's report again: ``python -m lrbench.report DIR``; or that of several, joined in a new one."""
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrbench.joining import JoinError, join_folders
-from lrbench.report import NoRunsError, write_report
+from lrbench.shell import make_parser
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report what the command line names, and return the exit status: 0, or 2 where that is not possible."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lrbench.report",
-        description="Write the tables, figures, summary and page of a results folder from its runs. Several folders, "
-        "the parts of one grid, are joined: their runs are copied to the folder that --out names. A run that is in "
-        "more than one must have the same numbers in each, times and memory aside; the first is taken.",
+    says = (
+        "Write the tables, figures, summary and page of a results folder from its runs.\n"
+        "Several folders, the parts of one grid, are joined: their runs are copied to the folder\n"
+        "that --out names. A run that is in more than one must have the same numbers in each,\n"
+        "times and memory aside; the first is taken."
     )
+    examples = "lrbench report results/demo\nlrbench report part-1 part-2 --out whole"
+    parser = make_parser("report", says, examples, "DIR [DIR ... --out DIR]")
     parser.add_argument(
         "folders", metavar="DIR", type=Path, nargs="+", help="results folder, with its runs in DIR/runs/*.json"
     )
@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if len(options.folders) > 1 and options.out is None:
         parser.error("several folders are joined in another one: name it with --out")
+    # What draws is imported now only: the command line answers at once.
+    from lrbench.joining import JoinError, join_folders
+    from lrbench.report import NoRunsError, write_report
+
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:

@@ -8,6 +8,7 @@ from lrbench.report.listings import (
     Listing,
     list_accuracy,
     list_bytes,
+    list_commands,
     list_contrasts,
     list_effects,
     list_gradients,
@@ -72,6 +73,7 @@ class Report:
     notices: tuple[str, ...]
     chapters: tuple[Chapter, ...]
     origins: tuple[Listing, ...]
+    commands: Mapping[str, str]
 
 
 def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]], contents: Contents) -> Report:
@@ -97,6 +99,7 @@ def compose(studies: Sequence[Study], pictures: Sequence[Mapping[str, Picture]],
         notices=tuple(_notices(studies, records, contents)),
         chapters=tuple(chapters),
         origins=tuple(list_origins(records)),
+        commands=list_commands(records),
     )
 
 

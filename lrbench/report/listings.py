@@ -44,6 +44,7 @@ __all__ = [
     "Listing",
     "list_accuracy",
     "list_bytes",
+    "list_commands",
     "list_contrasts",
     "list_effects",
     "list_gradients",
@@ -83,7 +84,11 @@ _BYTE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Listing:
-    """A table of text; columns whose index is in ``numeric`` are set flush right, those in ``prose`` may wrap."""
+    """A table of text.
+
+    Columns whose index is in ``numeric`` are set flush right, those in ``prose`` may wrap, and by those in ``choices``
+    rows may be chosen.
+    """
 
     caption: str
     columns: tuple[str, ...]
@@ -91,6 +96,7 @@ class Listing:
     numeric: frozenset[int] = frozenset()
     prose: frozenset[int] = frozenset()
     note: str = ""
+    choices: frozenset[int] = frozenset()
 
 
 def list_accuracy(study: Study) -> Listing:
@@ -451,15 +457,23 @@ def list_runs(study: Study) -> Listing:
         rows=tuple(rows),
         numeric=frozenset({4, 6, 7, 8}),
         prose=frozenset({9}),
+        choices=frozenset(range(6)),
     )
 
 
 def list_origins(records: Sequence[Record]) -> list[Listing]:
     """List the data and the environment that the runs name, with the number of runs where they differ."""
+    environments = [record.get("environment") or {} for record in records]
     return [
         _facts("Data", [record.get("data") or {} for record in records]),
-        _facts("Environment and command", [record.get("environment") or {} for record in records]),
+        _facts("Environment", [{k: v for k, v in facts.items() if k != "command"} for facts in environments]),
     ]
+
+
+def list_commands(records: Sequence[Record]) -> dict[str, str]:
+    """List the commands that gave the runs, as they were given, each with how many it gave."""
+    commands = Counter(str((record.get("environment") or {}).get("command") or "") for record in records)
+    return {command: plural(amount, "run") for command, amount in commands.items() if command.strip()}
 
 
 def _facts(caption: str, dictionaries: Sequence[dict[str, Any]]) -> Listing:

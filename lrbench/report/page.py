@@ -1,7 +1,10 @@
 """From a report's content to its two documents: one self-contained HTML page, one Markdown summary."""
 
 import re
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from html import escape
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,9 +21,13 @@ _INKS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card", BAD: "
 
 
 def render_html(report: Report) -> str:
-    """Render the page; it refers to nothing outside itself, and all that comes from records is escaped."""
+    """Render the page; it refers to nothing outside itself, and all that comes from records is escaped.
+
+    Of scripts, only the page's own may run: the page names its SHA-256.
+    """
+    here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(here),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -28,7 +35,10 @@ def render_html(report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["inline"] = inline
-    return environment.get_template("report.html.j2").render(report=report)
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}"
+    template = environment.get_template("report.html.j2")
+    return template.render(report=report, style=Markup(style), script=Markup(script), digest=digest)
 
 
 def inline(picture: Picture, suffix: str) -> Markup:
@@ -78,6 +88,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield from ("## Where it comes from", "")
     for listing in report.origins:
         yield from _table(listing)
+    for command, runs in report.commands.items():
+        yield from (f"**Command of {runs}**", "", f"<pre>{escape(command, quote=False)}</pre>", "")
 
 
 def _picture(picture: Picture, suffix: str) -> str:
