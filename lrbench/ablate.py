@@ -337,7 +337,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--compressors",
         nargs="*",
         metavar="NAME",
-        help="or ./FILE.py:CLASS; with none: the plain model and policies only",
+        help="or ./FILE.py:CLASS; none: plain and policies only",
     )
     add("--masks", nargs="+", metavar="MASK", help="such as 101010, conv1,conv3 or 'layer2.*'")
     add("--eps", type=float, nargs="+", metavar="EPS", help="requested relative errors, in (0, 1]")
@@ -352,7 +352,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="TOML files: each is one more cell",
     )
     add("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-    add("--threads", type=int, metavar="N", help="of the CPU, for each run (cores / jobs); part of its identity")
+    add("--threads", type=int, metavar="N", help="of the CPU, for each run (cores / jobs)")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
     add("--peak-processes", type=int, metavar="N", help="processes to measure memory in; 0 for none")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")
@@ -361,13 +361,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         type=int,
         default=1,
         metavar="K",
-        help="runs side by side, a process each (1); 0: in this process",
+        help="runs at once, a process each (1); 0: in this one",
     )
     cluster = parser.add_mutually_exclusive_group()
     cluster.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        help="tcp://HOST:PORT of a Dask scheduler, in place of --jobs",
+        help="tcp://HOST:PORT of Dask's, in place of --jobs",
     )
     cluster.add_argument("--scheduler-file", type=Path, metavar="FILE", help="the same, by Dask's file")
     add("--run-timeout", type=float, metavar="SECONDS", help="end a run that takes longer (no limit)")

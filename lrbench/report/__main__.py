@@ -14,9 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Report what the command line names, and return the exit status: 0, or 2 where that is not possible."""
     says = (
         "Write the tables, figures, summary and page of a results folder from its runs.\n"
-        "Several folders, the parts of one grid, are joined: their runs are copied to the folder\n"
-        "that --out names. A run that is in more than one must have the same numbers in each,\n"
-        "times and memory aside; the first is taken."
+        "Several folders, the parts of one grid, are joined: their runs are copied to the\n"
+        "folder that --out names. A run that is in more than one must have the same\n"
+        "numbers in each, times and memory aside; the first is taken."
     )
     examples = "lrbench report results/demo\nlrbench report part-1 part-2 --out whole"
     parser = make_parser("report", says, examples, "DIR [DIR ... --out DIR]")
