@@ -331,8 +331,8 @@ BUGS = [
     Bug(
         "a run's name hangs on the order of keys",
         "store.py",
-        "json.dumps(config, sort_keys=True,",
-        "json.dumps(config, sort_keys=False,",
+        "sort_keys=True, separators",
+        "sort_keys=False, separators",
         "test_store.py",
         "whatever_the_order_of_its_keys",
     ),
