@@ -137,6 +137,16 @@ def test_nbytes_counts_every_storage_once(kept: str) -> None:
     assert factors.nbytes == storage_bytes(factors.tensors()) < packed + 8 * (N + 1) + N + 8 * K + held + 1
 
 
+def test_nbytes_counts_the_whole_storage_behind_a_view() -> None:
+    """What is padded is not packed, whatever shape it is given."""
+    factors, _ = example("nothing", 1)
+    packed = factors.nbytes
+    padded = torch.zeros(10 * len(factors.V), N_COLUMNS, dtype=torch.float64)
+    padded[: len(factors.V)] = factors.V
+    factors.V = padded[: len(factors.V)]
+    assert factors.nbytes == packed + 9 * len(factors.V) * N_COLUMNS * 8
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_compressed_blocks_take_their_factors_and_their_bookkeeping(dtype: torch.dtype, groups: int) -> None:

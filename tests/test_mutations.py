@@ -11,7 +11,8 @@ from tests.mutations import __main__ as mutations
 from tests.mutations.bugs import BUGS, Bug
 
 ROOT = Path(__file__).resolve().parents[1]
-HARMLESS = Bug("harmless", "store.py", "SCHEMA = 1\n", "SCHEMA = 1  # still\n", "test_store.py", "order_of_its_keys")
+RECORD = "Record = dict[str, Any]\n"
+HARMLESS = Bug("harmless", "store.py", RECORD, f"# still\n{RECORD}", "test_store.py", "order_of_its_keys")
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
@@ -30,8 +31,8 @@ def test_what_the_tests_do_not_find_is_said_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     before = (ROOT / "lrbench/store.py").read_bytes()
-    gone = replace(HARMLESS, name="gone", old="SCHEMA = 7\n")
-    crash = replace(HARMLESS, name="crash", new="SCHEMA = 1 / 0\n")
+    gone = replace(HARMLESS, name="gone", old="Record = list\n")
+    crash = replace(HARMLESS, name="crash", new="Record = 1 / 0\n")
     real = replace(HARMLESS, name="real", old="sort_keys=True", new="sort_keys=False")
     monkeypatch.setattr(mutations, "BUGS", [HARMLESS, gone, crash, real])
     monkeypatch.setattr(sys, "argv", ["mutations", "--share", "4", "--out", str(tmp_path)])

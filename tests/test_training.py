@@ -114,6 +114,21 @@ def test_a_seed_fixes_weights_order_and_dropout_whatever_is_compressed():
     assert abs(other.history[0]["train_loss"] - plain.history[0]["train_loss"]) > 1e-3
 
 
+def test_every_epoch_has_an_order_of_its_own_in_which_each_image_comes_once(monkeypatch):
+    met = []
+
+    def watched(model, optimizer, x, y):
+        met.append(x.double().sum((1, 2, 3)))
+        return training_step(model, optimizer, x, y)
+
+    monkeypatch.setattr("lrbench.training.training_step", watched)
+    train(config(**PLAIN, epochs=3), photos())
+    orders = torch.cat(met).reshape(3, 60)
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert (orders[first] != orders[second]).sum() > 30
+    assert (orders.sort(1).values.diff(dim=0) == 0).all()
+
+
 def test_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     train(config(epochs=1), photos())

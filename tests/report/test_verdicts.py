@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from report_records import layer, make_failure, make_policy_record, make_record, older, savings, spread
 
-from lrbench.report.summaries import paired_interval
+from lrbench.report.summaries import compare_accuracy, paired_interval
 from lrbench.report.tables import make_studies
 from lrbench.report.verdicts import Verdict, headlines, judge
 from lrbench.store import Record
@@ -132,6 +132,14 @@ def test_only_equal_seeds_are_paired() -> None:
     found = verdict("Accuracy", *records)
     assert found.outcome == "one seed gives no interval"
     assert "No plain run to pair with: seed 1." in found.text
+
+
+def test_a_seed_that_is_missing_does_not_shift_the_pairs() -> None:
+    plain = [make_record("000000", seed=seed, accuracy=0.4 + seed / 10) for seed in (0, 1, 2)]
+    records = [*plain, *(make_record("100000", "svd", seed, 0.4 + seed / 10) for seed in (1, 2))]
+    (study,) = make_studies(records)
+    (found,) = compare_accuracy(study)
+    assert found.differences == pytest.approx({1: 0.0, 2: 0.0})
 
 
 def test_settings_are_not_paired_with_each_other() -> None:
