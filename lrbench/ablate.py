@@ -66,12 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _options(arguments)
+    from lrbench import distributed
+
     try:
-        with loudness(options):
+        with loudness(options), distributed.processes(options.device):
+            if not distributed.first():
+                return _follow(options)
             return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
-    except (_BadRequestError, ResultsFolderError) as error:
+    except (_BadRequestError, ResultsFolderError, distributed.DeviceError) as error:
         print(f"lrbench.ablate: {error}", file=sys.stderr)
         return 2
+    except distributed.ProcessesError as error:
+        print(f"lrbench.ablate: {error}; what is finished is in {options.out}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         again = "the same command without --force" if options.force else "the same command"
         print(f"\ninterrupted: what is finished is in {options.out}; {again} goes on from there", file=sys.stderr)
@@ -139,6 +146,26 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
 
         print(f"report: {write_report(options.out)}")
     return 1 if failed else 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    """Take part in the runs that process 0 announces, of several that ``torchrun`` started."""
+    from lrbench.datasets import load_dataset
+    from lrbench.distributed import announced
+    from lrbench.experiment import Experiment
+    from lrbench.running.job import check
+
+    experiment = None
+    for config in announced():
+        try:
+            if experiment is None:  # what is to be downloaded, process 0 has downloaded by now
+                data = load_dataset(options.dataset, options.data_dir)
+                experiment = Experiment(data, options.out / "checkpoints")
+            check(config, experiment.data)
+        except (ValueError, LookupError) as error:
+            raise _BadRequestError(error.args[0] if error.args else error) from error
+        experiment.run(config)
+    return 0
 
 
 def _cluster(options: argparse.Namespace) -> Any:
@@ -264,9 +291,14 @@ def _list_runs(configs: list[Config], reasons: list[str], folder: Path) -> None:
 def _base(options: argparse.Namespace, data: Dataset) -> Config:
     import torch
 
+    from lrbench import distributed
     from lrbench.models import own_widths
     from lrbench.training import Config
 
+    if distributed.count() > 1:
+        if options.jobs > 1 or options.scheduler or options.scheduler_file:
+            raise ValueError("several runs at a time were asked for under torchrun, which does one in all processes")
+        options.jobs = 0
     if options.threads is None:
         options.threads = max(1, torch.get_num_threads() // max(1, options.jobs))
     sizes = {}
@@ -311,6 +343,7 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
         path=None,
         device=options.device,
         threads=options.threads,
+        processes=distributed.count(),
     )
 
 

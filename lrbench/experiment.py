@@ -15,6 +15,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from lrbench import distributed
 from lrbench.bit_modules import lean_modules, unlean
 from lrbench.conv import compressed_layers, unwrap
 from lrbench.datasets import Dataset, to_float
@@ -84,6 +85,8 @@ class Experiment:
     def run(self, config: Config, on_epoch: Callable[[int], None] = lambda epoch: None) -> Record:
         """Run a configuration to its end and give its record; an error is recorded, not raised.
 
+        Of several processes all run it, as process 0 bids them, and the record is process 0's.
+
         Raises
         ------
         UnwritableError
@@ -91,14 +94,15 @@ class Experiment:
         """
         record = self._frame(config)
         start = time.perf_counter()
-        try:
-            self._fill(record, config, on_epoch)
-            record["status"] = "finished"
-        except UnwritableError:
-            raise
-        except Exception as error:
-            record["reason"] = f"{type(error).__name__}: {error}"
-            record["traceback"] = traceback.format_exc()
+        with distributed.leading(config):
+            try:
+                self._fill(record, config, on_epoch)
+                record["status"] = "finished"
+            except UnwritableError:
+                raise
+            except Exception as error:
+                record["reason"] = distributed.reason(error)
+                record["traceback"] = traceback.format_exc()
         record["finished"] = _now()
         record["seconds"] += time.perf_counter() - start
         return record
@@ -137,6 +141,7 @@ class Experiment:
             "environment": {**environment(), "device": device_name(config.device), "threads": config.threads,
                             "command": self.command, "preset": self.preset},
             "started": _now(),
+            **({} if config.processes == 1 else {"processes": list(distributed.NOTES)}),
             "seconds": 0.0,
             "outcome": None,
             "outcome_detail": None,
@@ -153,6 +158,10 @@ class Experiment:
             reason = f"training diverged in {trained.divergence}"
             record |= {**_missing(reason), "outcome": "diverged", "outcome_detail": trained.divergence}
             return
+        distributed.by_first(self._assess, record, model, config)
+
+    def _assess(self, record: Record, model: nn.Module, config: Config) -> None:
+        """Evaluate and measure what was trained."""
         images, labels = self.data.test_images[: config.test_size], self.data.test_labels[: config.test_size]
         as_trained = evaluate(model, images, labels, config)
         exact = evaluate(model, images, labels, config, exact=True) if compressed_layers(model) else as_trained

@@ -116,6 +116,9 @@ def expand(
                 reasons[f"mask {mask} compresses no layer: it runs once for all compressors, eps and paths"] = None
             if cls is not None and not cls.uses_eps and len(grid.eps) > 1:
                 reasons[f"{name} has no tolerance: it runs once for all eps"] = None
+            if cls is not None and cls.guarantee == "batch" and base.processes > 1:
+                reasons[f"{name} is left out: {_spans_batch(base.processes)}"] = None
+                continue
             tolerances = grid.eps if cls is not None and cls.uses_eps else [None]
             paths = grid.path if cls is not None else [None]
             version = None if cls is None else cls.version
@@ -130,6 +133,10 @@ def expand(
                     runs[replace(cell, eps=tolerance, path=way, seed=seed)] = None
     for name, policy in grid.policies.items():
         cell = _policy_cell(name, policy, model, base)
+        spanning = [layer for layer, said in policy.layers.items() if said.make().guarantee == "batch"]
+        if spanning and base.processes > 1:
+            reasons[f"policy {name} is left out: {_spans_batch(base.processes)} ({', '.join(spanning)})"] = None
+            continue
         runs |= {replace(cell, seed=seed): None for seed in grid.seeds}
     if not runs and reasons:
         raise ValueError(f"no run is left: {'; '.join(reasons)}")
@@ -170,6 +177,10 @@ def _policy_cell(name: str, policy: Policy, model: nn.Module, base: Config) -> C
         raise ValueError(f"policy {name}: {error.args[0] if error.args else error}") from error
     mask = "".join("1" if layer in wrapped else "0" for layer in convolutions(model))
     return replace(base, mask=mask, compressor=name, compressor_version=None, eps=None, path=None, policy=identity)
+
+
+def _spans_batch(processes: int) -> str:
+    return f"its guarantee spans the batch, of which each of {processes} processes has a part"
 
 
 def _speaks_against(

@@ -4,6 +4,8 @@ Pixels are divided by 255 and nothing is subtracted, because the mean changes th
 cross entropy. A seed fixes the initial weights, the order of the data and dropout, whatever is compressed, so that
 runs with one seed form a pair. All randomness of an epoch derives from (seed, epoch), and compressors draw from
 generators of their own: a checkpoint needs no generator's state.
+
+Over several processes a step takes the mean gradient of all their images: see :mod:`lrbench.distributed`.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrbench
+from lrbench import distributed
 from lrbench.compressors import NonFiniteBlockError, compressor_class, get_compressor
 from lrbench.conv import Path as CompressionPath
 from lrbench.conv import compressed_layers, wrap
@@ -57,7 +60,7 @@ class Config:
     widths : tuple of int
         The model's widths.
     epochs, batch_size : int
-        The last batch of an epoch may be smaller.
+        The last batch of an epoch may be smaller. Where there are several processes, each takes that many images.
     learning_rate : float
         Of Adam.
     seed : int
@@ -80,6 +83,8 @@ class Config:
     files : tuple of str
         Where compressors are that come from files, for a process that does not know them; no part of the identity, for
         the compressor's name says what was in the file.
+    processes : int
+        That train together.
     """
 
     dataset: str
@@ -101,13 +106,16 @@ class Config:
     threads: int
     policy: str | None = None
     files: tuple[str, ...] = field(default=(), compare=False)
+    processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """Give the configuration as plain JSON types; without a policy it is as it was before there were any."""
+        """Give the configuration as plain JSON types; what was added later is left out where it changes nothing."""
         given = {**asdict(self), "widths": list(self.widths)}
         del given["files"]
         if self.policy is None:
             del given["policy"]
+        if self.processes == 1:
+            del given["processes"]
         return given
 
     @classmethod
@@ -180,18 +188,31 @@ def train(
     -------
     Trained
         Divergence, of the loss or of a block that is to be compressed, ends training and is recorded.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many processes as the configuration says, or a layer's guarantee spans the batch, of which
+        each of several processes has a part.
     """
+    if config.processes != distributed.count():
+        raise ValueError(
+            f"the run is one of {config.processes} processes, and there are {distributed.count()}: "
+            f"start it with torchrun --nproc-per-node {config.processes}"
+        )
     images, labels = data.train_images[: config.train_size], data.train_labels[: config.train_size]
     test_images, test_labels = data.test_images[: config.test_size], data.test_labels[: config.test_size]
-    trained, optimizer = _begin(config, len(data.classes))
-    if checkpoint is not None and checkpoint.exists() and not _load_checkpoint(checkpoint, config, trained, optimizer):
+    with distributed.together():
+        trained, optimizer = _begin(config, len(data.classes))
+    if checkpoint is not None and not _load_checkpoint(checkpoint, config, trained, optimizer):
         trained, optimizer = _begin(config, len(data.classes))
     model = trained.model
+    replica = distributed.replica(model)
     for epoch in range(len(trained.history) + 1, config.epochs + 1):
         start = time.perf_counter()
         try:
-            loss, accuracy = _train_epoch(model, optimizer, images, labels, config, epoch)
-            test = evaluate(model, test_images, test_labels, config)
+            loss, accuracy = _train_epoch(replica, optimizer, images, labels, config, epoch)
+            test = distributed.by_first(evaluate, model, test_images, test_labels, config)
             if not math.isfinite(test.loss):
                 raise _DivergenceError(f"the test loss became {test.loss}")
         except (_DivergenceError, NonFiniteBlockError) as error:
@@ -215,6 +236,7 @@ def train(
 
 def _begin(config: Config, classes: int) -> tuple[Trained, torch.optim.Optimizer]:
     model = make_model(config, classes)
+    _refuse_batch_guarantees(model, config)
     return Trained(model), make_optimizer(model, config)
 
 
@@ -249,12 +271,14 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=config.learning_rate)
 
 
-def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Take one step on a batch; return its mean loss and its logits, detached."""
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, weight: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Take one step on a batch, whose gradient may have a weight; return its mean loss and its logits, detached."""
     optimizer.zero_grad(set_to_none=True)
     logits = model(x)
     loss = F.cross_entropy(logits, y)
-    loss.backward()
+    loss.backward(torch.full_like(loss, weight))
     optimizer.step()
     return loss.detach(), logits.detach()
 
@@ -300,16 +324,32 @@ def _train_epoch(
     device = torch.device(config.device)
     total, correct = 0.0, 0
     model.train()
+    others = [rank] if (rank := distributed.rank()) else []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_derived(config.seed, "dropout", epoch))
-        for step, batch in enumerate(order.split(config.batch_size), start=1):
-            x, y = to_float(images[batch].to(device)), labels[batch].to(device)
-            loss, logits = training_step(model, optimizer, x, y)
-            if not bool(torch.isfinite(loss)):
-                raise _DivergenceError(f"the loss became {loss.item()} in step {step}")
-            total += loss.item() * len(batch)
-            correct += int((logits.argmax(1) == y).sum())
+        torch.manual_seed(_derived(config.seed, "dropout", epoch, *others))
+        for step, batch in enumerate(order.split(config.batch_size * config.processes), start=1):
+            part, own = distributed.share(batch)
+            x, y = to_float(images[part].to(device)), labels[part].to(device)
+            # The mean over processes of their weighted means is the mean over the batch.
+            loss, logits = training_step(model, optimizer, x, y, own * config.processes / len(batch))
+            right = int((logits.argmax(1) == y)[:own].sum())
+            loss_sum, right_sum = distributed.totals(loss.item() * own, right)
+            if not math.isfinite(loss_sum):
+                raise _DivergenceError(f"the loss became {loss_sum} in step {step}")
+            total += loss_sum
+            correct += int(right_sum)
     return total / len(images), correct / len(images)
+
+
+def _refuse_batch_guarantees(model: nn.Module, config: Config) -> None:
+    spanning = {
+        layer.compressor.name for layer in compressed_layers(model).values() if layer.compressor.guarantee == "batch"
+    }
+    if config.processes > 1 and spanning:
+        raise ValueError(
+            f"the guarantee of {', '.join(sorted(spanning))} spans the batch, of which each of "
+            f"{config.processes} processes has a part: use another compressor, or one process"
+        )
 
 
 def _derived(seed: int, *purpose: str | int) -> int:
@@ -319,42 +359,61 @@ def _derived(seed: int, *purpose: str | int) -> int:
 
 
 def _save_checkpoint(path: Path, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "made_by": _maker(config),
-            "model": trained.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "compressors": {
-                name: layer.compressor.state_dict() for name, layer in compressed_layers(trained.model).items()
-            },
-            "history": trained.history,
-        },
-        buffer,
+    """Write what a run is taken up from; of the compressors there is a state for each process."""
+    compressors = distributed.gathered(
+        {name: layer.compressor.state_dict() for name, layer in compressed_layers(trained.model).items()}
     )
+    state = {
+        "made_by": _maker(config),
+        "model": trained.model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "compressors": compressors[0],
+        "other_compressors": compressors[1:],
+        "history": trained.history,
+    }
+    distributed.by_first(_write_checkpoint, path, state)
+
+
+def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     write_sealed(path, buffer.getbuffer())
 
 
+def _read_checkpoint(path: Path) -> bytes | None:
+    return bytes(read_sealed(path)) if path.exists() else None
+
+
 def _load_checkpoint(path: Path, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> bool:
-    """Take up what a checkpoint holds; False if it was set aside, and then what is given may be half changed."""
+    """Take up a checkpoint, if there is one; False if it was set aside, and then what is given may be half changed."""
     try:
-        state = torch.load(io.BytesIO(read_sealed(path)), weights_only=True, map_location=config.device)
-        if state["made_by"] != _maker(config):
-            raise ValueError("it was made by another version")
-        trained.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        for name, layer in compressed_layers(trained.model).items():
-            layer.compressor.load_state_dict(state["compressors"][name])
-        trained.history = list(state["history"])
-        trained.earlier_seconds = float(sum(entry["seconds"] for entry in trained.history))
+        content = distributed.by_first(_read_checkpoint, path)
+        if content is None:
+            return True
+        with distributed.together():
+            _take_up(content, config, trained, optimizer)
     except OSError:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes torch raise
         reason = str(error).partition("\n")[0]
-        aside = set_aside(path, "corrupt" if isinstance(error, DamagedFileError) else "outdated")
+        kind = "corrupt" if isinstance(error, DamagedFileError) else "outdated"
+        aside = distributed.by_first(set_aside, path, kind)
         warnings.warn(f"{path} is kept as {aside.name}, and its run begins anew: {reason}", stacklevel=3)
         return False
     return True
+
+
+def _take_up(content: bytes, config: Config, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    state = torch.load(io.BytesIO(content), weights_only=True, map_location=config.device)
+    if state["made_by"] != _maker(config):
+        raise ValueError("it was made by another version")
+    trained.model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    compressors = [state["compressors"], *state.get("other_compressors", [])][distributed.rank()]
+    for name, layer in compressed_layers(trained.model).items():
+        layer.compressor.load_state_dict(compressors[name])
+    trained.history = list(state["history"])
+    trained.earlier_seconds = float(sum(entry["seconds"] for entry in trained.history))
 
 
 def _maker(config: Config) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class NonFiniteBlockError(ValueError):
             'compress(..., nonfinite="keep") to store them as they are'
         )
 
+    def __reduce__(self) -> tuple[type, tuple[list[int]]]:
+        return type(self), (self.indices,)
+
 
 class Compressor:
     """A method that replaces blocks by something smaller.

@@ -14,7 +14,7 @@ from lrbench.running.machine import Machine
 from lrbench.store import Record
 from lrbench.training import Config
 
-__all__ = ["Job", "Setting", "run_beside_others"]
+__all__ = ["Job", "Setting", "check", "run_beside_others"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Job:
             If the data or the methods that are here are not those that the run is about.
         """
         experiment, machine = _here(self.setting)
-        _check(self.config, experiment.data)
+        check(self.config, experiment.data)
         return run_beside_others(self.config, experiment, machine, on_epoch)
 
 
@@ -98,7 +98,8 @@ def _here(setting: Setting) -> tuple[Experiment, Machine]:
     return Experiment(data, seen, *shared, alone=machine.alone), machine
 
 
-def _check(config: Config, data: Dataset) -> None:
+def check(config: Config, data: Dataset) -> None:
+    """Raise ValueError if the data or the methods that are here are not those that a run is about."""
     if data.sha256 != config.data_sha256:
         raise ValueError(
             f"the data here ({data.source}) have the SHA-256 {data.sha256}, the run is about {config.data_sha256}: "
