@@ -113,7 +113,8 @@ def main() -> int:
     if not chosen:
         parser.error(f"no bug's name holds {options.only!r}")
     if options.share is not None:
-        chosen = random.Random(options.seed).sample(chosen, min(options.share, len(chosen)))
+        drawn = random.Random(options.seed).sample(chosen, min(options.share, len(chosen)))
+        chosen = [bug for bug in chosen if bug in drawn]
         print(f"{len(chosen)} of {len(BUGS)} bugs, drawn by --seed {options.seed}")
     wrong = []
     with ThreadPoolExecutor(options.jobs) as pool:
