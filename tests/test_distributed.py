@@ -281,11 +281,20 @@ def test_torchrun_fills_a_results_folder(tmp_path):
     command += ["-m", "lrbench.ablate", "--train-size", "12", "--test-size", "4", "--widths", "4", "4", "4"]
     command += ["--epochs", "1", "--batch-size", "3", "--compressors", "svd", "hosvd", "--masks", "000000", "100000"]
     command += ["--eps", "0.3", "--timed-steps", "1", "--peak-processes", "0", "--threads", "1", "--out", str(tmp_path)]
+    # A temporary folder of its own: whoever else measures on this machine is not waited for.
+    (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("hosvd is left out: its guarantee spans the batch") == 1
-    assert done.stdout.count("000000 plain, seed 0: test accuracy") == 1
+    environment["TMPDIR"] = str(tmp_path / "temporary")
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        try:
+            said, errors = launcher.communicate(timeout=200)
+        finally:
+            launcher.terminate()  # it ends the processes that it started; killed, it would leave them behind
+    assert launcher.returncode == 0, errors
+    assert said.count("hosvd is left out: its guarantee spans the batch") == 1
+    assert said.count("000000 plain, seed 0: test accuracy") == 1
     assert (tmp_path / "report.html").stat().st_size > 0
     found = [json.loads(path.read_text()) for path in Path(tmp_path, "runs").iterdir()]
     assert sorted(str(record["config"]["compressor"]) for record in found) == ["None", "svd"]
