@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ class Study:
     epochs: pd.DataFrame
     layers: pd.DataFrame
     blocks: pd.DataFrame
-    thinning: int = 1
+    thinning: int = field(default=1, kw_only=True)
 
 
 def describe_setting(config: Mapping[str, Any]) -> str:
@@ -309,8 +309,8 @@ def make_studies(records: Iterable[Record]) -> list[Study]:
         runs, blocks = runs_table(chosen), blocks_table(chosen, thinning)
         cells = blocks.merge(runs[["id", *_CELL, "seed"]], on="id", how="left")
         tables = (runs, epochs_table(chosen), layers_table(chosen), cells)
-        study = Study(setting, chosen, *(table.merge(names, on="id", how="left") for table in tables))
-        studies.append(replace(study, thinning=thinning))
+        named = (table.merge(names, on="id", how="left") for table in tables)
+        studies.append(Study(setting, chosen, *named, thinning=thinning))
     return studies
 
 
