@@ -40,7 +40,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     UnwritableError
         If it cannot be written; the old file, if there was one, stays.
     """
-    _write(path, [content.encode() if isinstance(content, str) else content])
+    # A name of a file may hold what is no UTF-8: Python reads it as a lone surrogate, which is written as \udcXX.
+    _write(path, [content.encode(errors="backslashreplace") if isinstance(content, str) else content])
 
 
 def write_sealed(path: Path, content: bytes | memoryview) -> None:

@@ -65,7 +65,7 @@ class Policy:
         """
         try:
             given = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:  # brackets within brackets, thousands deep
             raise ValueError(f"the policy is no TOML: {error}") from error
         unknown = sorted(set(given) - {"lean", "layers"})
         if unknown:

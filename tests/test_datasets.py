@@ -482,6 +482,8 @@ def hostile(kind: str, outside: Path) -> list[tarfile.TarInfo]:
     evil.size = 9
     if kind == "absolute":
         evil.name = str(outside / "evil")
+    if kind == "device":
+        evil.name, evil.size, evil.type, evil.devmajor, evil.devminor = "null", 0, tarfile.CHRTYPE, 1, 3
     if kind not in ("symlink", "hardlink"):
         return [evil]
     link = tarfile.TarInfo("link")
@@ -491,7 +493,7 @@ def hostile(kind: str, outside: Path) -> list[tarfile.TarInfo]:
     return [link, evil]
 
 
-@pytest.mark.parametrize("kind", ["parent", "absolute", "symlink", "hardlink"])
+@pytest.mark.parametrize("kind", ["parent", "absolute", "symlink", "hardlink", "device"])
 def test_an_archive_that_writes_outside_its_folder_is_refused(server: Server, tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret").write_text("as it was")
     server.body = pack(small_files(), *hostile(kind, tmp_path))

@@ -94,6 +94,7 @@ def test_the_identity_holds_the_versions_and_gives_the_policy_back() -> None:
         ("[layers.conv1]\ncompressor = 'svd'\neps = true", "eps is True"),
         ("[layers.conv1]\ncompressor = 'svd'\noptions = { a = [1] }", "a table or a list"),
         ("[layers", "no TOML"),
+        ("lean = " + "[" * 10_000, "no TOML"),
     ],
 )
 def test_what_is_no_policy_is_refused_with_its_reason(text: str, message: str) -> None:

@@ -108,13 +108,15 @@ class Compressor:
 
     def __init__(self, eps: float = 0.1, factors: str | None = None) -> None:
         given: object = eps
-        if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) <= 1:
+        # Compared before it is converted: an integer may be larger, and a fraction smaller, than any float.
+        number = isinstance(given, Real) and not isinstance(given, bool)
+        if not number or not 0 < eps <= 1 or float(eps) == 0:
             raise ValueError(f"eps is {eps!r}: it must be a number in (0, 1]")
         if factors is not None and not self.low_rank:
             raise ValueError(f"factors is {factors!r}, but {self.name} has none: leave it out")
         if factors not in (None, *HALVES):
             raise ValueError(f"factors is {factors!r}: use None, {' or '.join(map(repr, HALVES))}")
-        self.eps, self.factors = float(given), factors
+        self.eps, self.factors = float(eps), factors
 
     @property
     def aim(self) -> float:

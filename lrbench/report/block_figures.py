@@ -14,9 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from lrbench import paper
 from lrbench.report.facets import (
+    PANELS,
     Drawing,
     Facet,
     NothingToDraw,
+    bounded,
     by_layer,
     by_name,
     legend_name,
@@ -49,7 +51,7 @@ def draw_error(study: Study) -> Drawing:
     blocks = by_layer(study.blocks[study.blocks["error"].notna() & study.blocks["layer_eps"].notna()])
     if blocks.empty:
         raise NothingToDraw(why(study, "layers", "errors of blocks"))
-    facets = part(blocks, "layer", "index")
+    facets, left_out = bounded(part(blocks, "layer", "index"))
     fig, axes, names = _strips(study, facets, 0.44)
     style = style_of(study)
     for ax, facet in zip(axes, facets, strict=True):
@@ -78,7 +80,7 @@ def draw_error(study: Study) -> Drawing:
         "Relative error achieved per block, ‖D − D̂‖ / ‖D‖, against the eps requested. Boxes hold the middle half of "
         f"the blocks, whiskers reach the extremes; up to {POINTS} blocks of a row are drawn, evenly spaced in order. "
         "Blocks of all masks and seeds with the layer are shown together; the counts are the runs' own, over all their "
-        "blocks. Errors below eps/1000, zero among them, are drawn at eps/1000."
+        f"blocks. Errors below eps/1000, zero among them, are drawn at eps/1000.{_thinned(study)}{left_out}"
     )
 
 
@@ -87,7 +89,7 @@ def draw_ranks(study: Study) -> Drawing:
     blocks = study.blocks[study.blocks["rank"].notna() & (study.blocks["layer_compressor"] != "none")]
     if blocks.empty:
         raise NothingToDraw(why(study, "layers", "ranks of blocks"))
-    facets = part(blocks, "layer", "index")
+    facets, left_out = bounded(part(blocks, "layer", "index"))
     fig, axes, names = _strips(study, facets, 0.36)
     style = style_of(study)
     for ax, facet in zip(axes, facets, strict=True):
@@ -116,7 +118,7 @@ def draw_ranks(study: Study) -> Drawing:
         "Ranks per block, of all masks and seeds with the layer; boxes hold the middle half, whiskers reach the "
         "extremes, markers are means. To the right of the dashed line the factors are larger than the input that "
         "PyTorch keeps, to the right of the dotted line larger than im2col. A line far beyond the ranks is only named "
-        "under its panel."
+        f"under its panel.{_thinned(study)}{left_out}"
     )
 
 
@@ -127,7 +129,7 @@ def draw_cuts(study: Study) -> Drawing:
     if layers.empty:
         raise NothingToDraw(why(study, "layers", "bytes of factors"))
     columns = (("cut_im2col", "im2col"), ("cut_input", "the input"), ("cut_saved", "what is saved"))
-    facets = part(layers, "setting")
+    facets, left_out = bounded(part(layers, "setting"), PANELS // len(columns))
     jobs = [(facet, *column) for facet in facets for column in columns]
     many = max(facet.rows["layer"].nunique() for facet in facets) > MANY
     fig, axes = panels([facet.title(f"against {of}") for facet, _, of in jobs], 1 if many else 3, 1.9 if many else 2.7)
@@ -181,6 +183,7 @@ def draw_cuts(study: Study) -> Drawing:
         "PyTorch's own convolution keeps; and, of what the layer holds by the ledger, against what it saves of the "
         "input and nobody else keeps. A layer whose input is kept by another module or by the caller, too, has nothing "
         "to save: its factors come on top. The scales differ. The compressor none keeps im2col itself and is left out."
+        + left_out
     )
 
 
@@ -213,7 +216,7 @@ def draw_bytes(study: Study) -> Drawing:
     if not sizes:
         raise NothingToDraw(why(study, "layers", "bytes of the first layer"))
     style = style_of(study)
-    facets = part_cells(sizes, lambda size: size.cell, masks=False)
+    facets, left_out = bounded(part_cells(sizes, lambda size: size.cell, masks=False))
     bars: list[list[tuple[str, float, str]]] = []
     for facet in facets:
         first = facet.rows[0]
@@ -246,8 +249,12 @@ def draw_bytes(study: Study) -> Drawing:
     )
     return fig, (
         "Bytes of the first convolution's im2col, of its input and of the factors, scaled to a batch of 100 images, "
-        "over all masks and seeds that compress it." + kept
+        "over all masks and seeds that compress it." + kept + left_out
     )
+
+
+def _thinned(study: Study) -> str:
+    return f" Only every {study.thinning}th block is drawn." if study.thinning > 1 else ""
 
 
 def _strips(study: Study, facets: Sequence[Facet], step: float) -> tuple[Figure, list[Axes], list[str]]:

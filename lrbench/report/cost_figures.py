@@ -12,13 +12,27 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lrbench.report.entries import Peak, Timing
-from lrbench.report.facets import Drawing, Facet, NothingToDraw, by_name, legend_name, part, part_cells, style_of, why
+from lrbench.report.facets import (
+    Drawing,
+    Facet,
+    NothingToDraw,
+    bounded,
+    by_name,
+    legend_name,
+    part,
+    part_cells,
+    style_of,
+    why,
+)
 from lrbench.report.style import BAD, INK, MUTED, PAPER, Look, label_outer, legend, panels
 from lrbench.report.summaries import MARGIN, compare_accuracy, measure_peaks, measure_times, plain_mask
 from lrbench.report.tables import Study
 from lrbench.report.wording import number
 
 __all__ = ["draw_accuracy", "draw_differences", "draw_memory", "draw_time"]
+
+SEEDS = 20
+"""Seeds of a cell that are drawn one by one."""
 
 _DASHED = (0, (4, 2))
 _PARTS = (("lowering", 0.45, "/////"), ("compressing", 0.95, ""), ("rest of the step", 0.28, ""))
@@ -32,7 +46,7 @@ def draw_accuracy(study: Study) -> Drawing:
     epochs = epochs.assign(percent=100 * epochs["test_accuracy"].astype(float))
     diverged = set(study.runs["id"][study.runs["outcome"] == "diverged"])
     plain, masked = epochs[epochs["plain"]], epochs[~epochs["plain"]]
-    facets = part(masked, "mask") or [Facet(masked, plain_mask(study), "", "")]
+    facets, left_out = bounded(part(masked, "mask") or [Facet(masked, plain_mask(study), "", "")])
     titles = [facet.title(f"mask {facet.value}") for facet in facets]
     fig, axes = panels(titles, 3, 2.2, sharex=True, sharey=True)
     style = style_of(study)
@@ -59,9 +73,10 @@ def draw_accuracy(study: Study) -> Drawing:
     if diverged:
         handles.append(Line2D([], [], color=BAD, marker="x", ms=7, mew=1.4, linestyle="", label="diverged after this"))
     legend(fig, handles)
-    several = epochs.groupby(["mask", "label"])["seed"].nunique().max() > 1
-    thin = " Thin lines are seeds, thick ones their mean." if several else ""
-    return fig, f"Test accuracy by epoch, as trained: the approximation acts where the path says.{thin}"
+    seeds = epochs.groupby(["mask", "label"])["seed"].nunique().max()
+    some = f", the first {SEEDS} of a cell" if seeds > SEEDS else ""
+    thin = f" Thin lines are seeds{some}, thick ones their mean." if seeds > 1 else ""
+    return fig, f"Test accuracy by epoch, as trained: the approximation acts where the path says.{thin}{left_out}"
 
 
 def _curves(ax: Axes, rows: pd.DataFrame, colour: str, marker: str, line: Any) -> None:
@@ -70,7 +85,7 @@ def _curves(ax: Axes, rows: pd.DataFrame, colour: str, marker: str, line: Any) -
         return
     seeds = rows.pivot_table(index="epoch", columns="seed", values="percent")
     if seeds.shape[1] > 1:
-        for seed in seeds:
+        for seed in seeds.columns[:SEEDS]:
             ax.plot(seeds.index, seeds[seed], color=colour, linewidth=0.5, alpha=0.5)
     complete = seeds.dropna()
     sns.lineplot(
@@ -84,7 +99,7 @@ def draw_differences(study: Study) -> Drawing:
     comparisons = [comparison for comparison in compare_accuracy(study) if comparison.differences]
     if not comparisons:
         raise NothingToDraw("no masked run has a plain run of the same seed to compare with")
-    facets = part_cells(comparisons, lambda comparison: comparison.cell)
+    facets, left_out = bounded(part_cells(comparisons, lambda comparison: comparison.cell))
     rows = max(len(facet.rows) for facet in facets)
     titles = [facet.title(f"mask {facet.value}") for facet in facets]
     fig, axes = panels(titles, 2, 0.27 * rows + 0.6, sharex=True)
@@ -109,7 +124,7 @@ def draw_differences(study: Study) -> Drawing:
     legend(fig, [seed, mean, band] if with_interval else [seed, band])
     return fig, (
         "Last-epoch test accuracy, as trained, minus that of the plain model with the same seed. Only an interval that "
-        "lies within the grey band costs nothing; one seed has no interval."
+        f"lies within the grey band costs nothing; one seed has no interval.{left_out}"
     )
 
 
@@ -129,7 +144,9 @@ def draw_time(study: Study) -> Drawing:
             ax.barh(y, width, 0.56, left=left, color=colour, alpha=alpha, hatch=hatch, ec=PAPER, linewidth=0.5)
             left += width
 
-    fig = _beside_plain(study, timings, bar, "time of one training step (ms)", 1.0, lambda timing: timing.ratio.middle)
+    fig, left_out = _beside_plain(
+        study, timings, bar, "time of one training step (ms)", 1.0, lambda timing: timing.ratio.middle
+    )
     parts = [Patch(facecolor=MUTED, alpha=alpha, hatch=hatch, ec=PAPER, label=label) for label, alpha, hatch in _PARTS]
     plain = Line2D([], [], color=INK, linestyle="--", linewidth=1, label="plain model")
     legend(fig, [*parts, plain, Line2D([], [], color=INK, linewidth=1, label="quartiles")], 5)
@@ -137,7 +154,7 @@ def draw_time(study: Study) -> Drawing:
         "Time of one training step: medians, with quartiles as a line through the bar's end. The dashed line at "
         "a bar is the plain model's step, timed in the same rounds; the number is the median ratio to it. A bar is as "
         "long as the median step; its parts are in the proportions of the split, which is measured on its own. "
-        "Pixels that a compiled kernel reads for itself count as compressing."
+        f"Pixels that a compiled kernel reads for itself count as compressing.{left_out}"
     )
 
 
@@ -150,12 +167,14 @@ def draw_memory(study: Study) -> Drawing:
     def bar(ax: Axes, y: int, peak: Peak, colour: str) -> None:
         ax.barh(y, peak.wrapped.middle / 2**20, 0.56, color=colour, alpha=0.75, linewidth=0)
 
-    fig = _beside_plain(study, peaks, bar, "peak memory of a training step (MiB)", 2.0**20, lambda peak: peak.ratio)
+    fig, left_out = _beside_plain(
+        study, peaks, bar, "peak memory of a training step (MiB)", 2.0**20, lambda peak: peak.ratio
+    )
     plain = Line2D([], [], color=INK, linestyle="--", linewidth=1, label="plain model")
     legend(fig, [plain, Line2D([], [], color=INK, linewidth=1, label="smallest to largest")])
     return fig, (
         "Peak memory of a training step: median over processes, with a line through the bar's end from the smallest to "
-        "the largest. The dashed line at a bar is the plain model's peak; the number is the ratio to it."
+        f"the largest. The dashed line at a bar is the plain model's peak; the number is the ratio to it.{left_out}"
     )
 
 
@@ -166,9 +185,9 @@ def _beside_plain(
     label: str,
     unit: float,
     ratio: Callable[[Any], float],
-) -> Figure:
+) -> tuple[Figure, str]:
     """Draw a bar per entry, a panel per mask and condition, with the plain model's own measurement at each bar."""
-    facets = part_cells(entries, lambda entry: entry.cell)
+    facets, left_out = bounded(part_cells(entries, lambda entry: entry.cell))
     rows = max(len(facet.rows) for facet in facets)
     titles = [facet.title(f"mask {facet.value}") for facet in facets]
     fig, axes = panels(titles, 2, 0.3 * rows + 0.7, sharex=True)
@@ -186,4 +205,4 @@ def _beside_plain(
         ax.set_xlim(0, 1.17 * widest)
         ax.grid(False, axis="y")
     label_outer(axes, 2, label)
-    return fig
+    return fig, left_out

@@ -5,7 +5,7 @@ stands in every condition of its path.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -14,9 +14,26 @@ from matplotlib.figure import Figure
 from lrbench.report.entries import Cell
 from lrbench.report.style import Look, looks
 from lrbench.report.tables import Study, finished, place
-from lrbench.report.wording import join, plain_text
+from lrbench.report.wording import count, join, plain_text
 
-__all__ = ["Drawing", "Facet", "NothingToDraw", "belongs", "by_layer", "by_name", "conditions", "part", "part_cells"]
+__all__ = [
+    "Drawing",
+    "Facet",
+    "NothingToDraw",
+    "belongs",
+    "bounded",
+    "by_layer",
+    "by_name",
+    "conditions",
+    "part",
+    "part_cells",
+]
+
+PANELS = 24
+"""Panels of one figure; a study may have thousands."""
+
+ROWS = 40
+"""Compressors and policies of one panel."""
 
 Drawing = tuple[Figure, str]
 """A figure and its caption."""
@@ -66,6 +83,31 @@ def part_cells(entries: Sequence[Any], cell_of: Callable[[Any], Cell], masks: bo
     return [Facet(rows, mask, name, name if len(found) > 1 else "") for (name, mask), rows in groups.items()]
 
 
+def bounded(facets: Sequence[Facet], most: int = PANELS) -> tuple[list[Facet], str]:
+    """Keep what one figure can hold, the first of the panels and of their rows, and say what it leaves out."""
+    shown = [_first_rows(facet) for facet in facets[:most]]
+    left_out = []
+    if len(facets) > most:
+        left_out.append(f"the first {most} of {count(len(facets))} panels")
+    widest = max((_length(facet.rows) for facet in facets[:most]), default=0)
+    if widest > ROWS:
+        left_out.append(f"the first {ROWS} of up to {count(widest)} compressors and policies of a panel")
+    return shown, f" Only {join(left_out)} are drawn; the tables hold all." if left_out else ""
+
+
+def _length(rows: Any) -> int:
+    return rows["name"].nunique() if isinstance(rows, pd.DataFrame) else len(rows)
+
+
+def _first_rows(facet: Facet) -> Facet:
+    if _length(facet.rows) <= ROWS:
+        return facet
+    if not isinstance(facet.rows, pd.DataFrame):
+        return replace(facet, rows=facet.rows[:ROWS])
+    names = [name for name, _ in by_name(facet.rows)[:ROWS]]
+    return replace(facet, rows=facet.rows[facet.rows["name"].isin(names)])
+
+
 def conditions(cells: Any) -> list[str]:
     """List the conditions of ``(condition, eps, path)``; those without eps only where no other shares their path."""
     known = list(dict.fromkeys((str(name), pd.isna(eps), str(path)) for name, eps, path in cells))
@@ -80,7 +122,9 @@ def belongs(condition: str, eps: Any, path: Any, to: str) -> bool:
 
 def of_condition(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
     """Return the rows that are shown in a condition."""
-    return rows[[belongs(*cell, condition) for cell in zip(rows["condition"], rows["eps"], rows["path"], strict=True)]]
+    words, path = rows["condition"].astype(str), rows["path"].astype(str)
+    anywhere = rows["eps"].isna() & path.isin([way for way in path.unique() if condition.endswith(f"path {way}")])
+    return rows[(words == condition) | anywhere]
 
 
 def by_layer(rows: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ __all__ = [
 
 BY_POLICY = "as the policy says"
 """The condition of runs whose layers have tolerances and paths of their own."""
+
+BLOCKS = 200_000
+"""Blocks of a study whose ranks and errors are drawn."""
 
 ORDER = ("none", "svd", "rsvd", "aca", "aca-estimate")
 """Compressors in the order in which tables and figures show them; others follow by name."""
@@ -226,6 +229,8 @@ class Study:
         or policy, with its version where the study has several), ``condition`` (eps and path, or that a policy says
         them) and ``label`` (the name with whatever of eps and path varies in this study: it tells apart what must not
         be averaged).
+    thinning
+        Of how many blocks ``blocks`` holds one: a large study has more than figures could show.
     """
 
     setting: str
@@ -234,6 +239,7 @@ class Study:
     epochs: pd.DataFrame
     layers: pd.DataFrame
     blocks: pd.DataFrame
+    thinning: int = field(default=1, kw_only=True)
 
 
 def describe_setting(config: Mapping[str, Any]) -> str:
@@ -280,15 +286,16 @@ def layers_table(records: Iterable[Record]) -> pd.DataFrame:
     return _frame(rows, _LAYER_TYPES)
 
 
-def blocks_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Tabulate the ranks and errors that the runs kept, one row per run, layer and block."""
+def blocks_table(records: Iterable[Record], thinning: int = 1) -> pd.DataFrame:
+    """Tabulate the ranks and errors that the runs kept, one row per run, layer and block, or every n-th block."""
     rows = []
     for record in records:
         for layer in record.get("layers") or ():
             where = {"id": record["id"], "layer": layer["layer"], "index": layer.get("index"), **_done(record, layer)}
             errors = layer.get("errors") or ()
             ranks = layer.get("ranks") or [None] * len(errors)
-            rows += [where | {"rank": rank, "error": error} for rank, error in zip(ranks, errors, strict=False)]
+            pairs = list(zip(ranks, errors, strict=False))[::thinning]
+            rows += [where | {"rank": rank, "error": error} for rank, error in pairs]
     return _frame(rows, _BLOCK_TYPES)
 
 
@@ -311,10 +318,13 @@ def make_studies(records: Iterable[Record]) -> list[Study]:
     for setting, group in groupby(ordered, key=lambda record: describe_setting(record["config"])):
         chosen = tuple(group)
         names = _names(chosen)
-        runs, blocks = runs_table(chosen), blocks_table(chosen)
+        total = sum(len(layer.get("errors") or ()) for record in chosen for layer in record.get("layers") or ())
+        thinning = max(1, -(-total // BLOCKS))
+        runs, blocks = runs_table(chosen), blocks_table(chosen, thinning)
         cells = blocks.merge(runs[["id", *_CELL, "seed"]], on="id", how="left")
         tables = (runs, epochs_table(chosen), layers_table(chosen), cells)
-        studies.append(Study(setting, chosen, *(table.merge(names, on="id", how="left") for table in tables)))
+        named = (table.merge(names, on="id", how="left") for table in tables)
+        studies.append(Study(setting, chosen, *named, thinning=thinning))
     return studies
 
 

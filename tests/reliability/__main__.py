@@ -21,11 +21,9 @@ import torch  # noqa: E402
 from damages import try_damages  # noqa: E402
 from disks import try_disks  # noqa: E402
 from findings import Findings  # noqa: E402
-
-# TODO from fuzz import try_parsers
+from fuzz import try_parsers  # noqa: E402
 from kills import try_kills  # noqa: E402
-
-# TODO from many import try_many
+from many import try_many  # noqa: E402
 from report_records import realistic_records, write_folder  # noqa: E402
 
 from lrbench.datasets import load_dataset  # noqa: E402
@@ -37,8 +35,8 @@ ALL: dict[str, tuple[Callable[[int, int, Path], Findings], int]] = {
     "kills": (try_kills, 50),
     "disks": (try_disks, 30),
     "damages": (try_damages, 10_000),
-    # TODO     "many": (try_many, 10_000),
-    # TODO     "parsers": (try_parsers, 100_000),
+    "many": (try_many, 10_000),
+    "parsers": (try_parsers, 100_000),
 }
 """What tries what, and how often that is all."""
 
