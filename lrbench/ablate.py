@@ -292,7 +292,8 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
     import torch
 
     from lrbench import distributed
-    from lrbench.models import own_widths
+    from lrbench.foreign import is_foreign, structure_of
+    from lrbench.models import build_on_meta, own_widths
     from lrbench.training import Config
 
     if distributed.count() > 1:
@@ -325,13 +326,17 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device is {options.device}: torch cannot use it here ({reason})") from error
+    widths = tuple(options.widths or own_widths(options.model))
+    structure = None
+    if is_foreign(options.model):
+        structure = structure_of(build_on_meta(options.model, widths, len(data.classes)))
     return Config(
         dataset=data.name,
         data_sha256=data.sha256,
         train_size=sizes["train"],
         test_size=sizes["test"],
         model=options.model,
-        widths=tuple(options.widths or own_widths(options.model)),
+        widths=widths,
         epochs=options.epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -344,6 +349,7 @@ def _base(options: argparse.Namespace, data: Dataset) -> Config:
         device=options.device,
         threads=options.threads,
         processes=distributed.count(),
+        structure=structure,
     )
 
 
@@ -361,7 +367,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder; else downloaded")
     add("--train-size", type=int, metavar="N", help="how many training images")
     add("--test-size", type=int, metavar="N", help="how many test images")
-    add("--model", choices=MODELS, default="paper")
+    add("--model", default="paper", help=f"{', '.join(MODELS)}, or package.module:function")
     add("--widths", type=int, nargs="+", metavar="W", help="of a model named here")
     add("--epochs", type=int, metavar="N")
     add("--batch-size", type=int, metavar="N")

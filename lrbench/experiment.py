@@ -223,7 +223,8 @@ class Experiment:
         if not self.processes:
             raise NotMeasured("the command asked for no peak memory")
         x, y = self._batch(0, config)
-        key = (config.dataset, config.model, config.widths, config.batch_size, config.device, config.threads)
+        named = ("dataset", "model", "structure", "widths", "batch_size", "device", "threads")
+        key = tuple(getattr(config, name) for name in named)
         with self.alone():
             if key not in self._plain_peaks:
                 self._plain_peaks[key] = measure_step_peaks(_plain_copy(model), x, y, self.processes)

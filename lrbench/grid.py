@@ -13,7 +13,7 @@ from lrbench.compressors import compressor_class, get_compressor, list_compresso
 from lrbench.conv import PATHS, compressed_layers, convolutions, masked_layers, wrap
 from lrbench.conv import Path as CompressionPath
 from lrbench.im2col import Geometry
-from lrbench.models import build_model
+from lrbench.models import build_on_meta
 from lrbench.policy import Policy
 from lrbench.training import Config
 
@@ -99,9 +99,8 @@ def expand(
     unknown = set(grid.path) - set(PATHS)
     if unknown:
         raise ValueError(f"path is {', '.join(sorted(unknown))}: use {', '.join(PATHS)}")
-    with torch.device("meta"):
-        model = build_model(base.model, base.widths, classes)
-    layers, sizes = convolutions(model), _input_sizes(model, image_shape)
+    model = build_on_meta(base.model, base.widths, classes)
+    layers, sizes = convolutions(model), _input_sizes(model, base.model, image_shape, classes)
     count = len(layers)
     asked_masks = ["0" * count, "1".ljust(count, "0"), ("10" * count)[:count]] if grid.masks is None else grid.masks
     masks = list(dict.fromkeys(_bits(model, mask if mask.isdigit() else mask.split(",")) for mask in asked_masks))
@@ -204,8 +203,10 @@ def _speaks_against(
     return "; ".join(parts) or None
 
 
-def _input_sizes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
-    """Height and width of what each convolution of a model on the meta device meets."""
+def _input_sizes(
+    model: nn.Module, name: str, image_shape: tuple[int, int, int], classes: int
+) -> dict[str, tuple[int, int]]:
+    """Height and width of what each convolution of a model on the meta device meets, from two images."""
     sizes: dict[str, tuple[int, int]] = {}
     hooks = [
         layer.register_forward_pre_hook(
@@ -213,8 +214,19 @@ def _input_sizes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
         )
         for name, layer in convolutions(model).items()
     ]
-    with torch.no_grad():
-        model(torch.empty(1, *image_shape, device="meta"))
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            scores = model(torch.empty(2, *image_shape, device="meta"))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise ValueError(f"{name} fails for images of shape {image_shape} ({reason}): name another model") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if shape != (2, classes):
+        raise ValueError(
+            f"{name} gives {shape} for 2 images of {classes} classes: it must give a score for each class, and is told "
+            "their number by a parameter classes or num_classes"
+        )
     return sizes

@@ -4,12 +4,14 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
+from lrbench.foreign import build_foreign, is_foreign
 from lrbench.names import MODELS
 from lrbench.resnet import resnet18, resnet20, resnet50
 
-__all__ = ["build_model", "list_models", "own_widths", "paper_cnn"]
+__all__ = ["build_model", "build_on_meta", "list_models", "own_widths", "paper_cnn"]
 
 
 def paper_cnn(widths: Sequence[int] = (32, 64, 128), classes: int = 10, image_size: int = 32) -> nn.Sequential:
@@ -63,13 +65,15 @@ def list_models() -> list[str]:
 
 
 def own_widths(name: str) -> tuple[int, ...]:
-    """The widths that a model has where none are given.
+    """The widths that a model has where none are given; those of others have none.
 
     Raises
     ------
     ValueError
         If there is no such model.
     """
+    if is_foreign(name):
+        return ()
     return tuple(inspect.signature(_builder(name)).parameters["widths"].default)
 
 
@@ -79,9 +83,9 @@ def build_model(name: str, widths: Sequence[int] | None, classes: int) -> nn.Mod
     Parameters
     ----------
     name : str
-        One of :func:`list_models`.
+        One of :func:`list_models`, or one of others': see :mod:`lrbench.foreign`.
     widths : sequence of int or None
-        As the model takes them; none, or an empty sequence, for its own.
+        As the model takes them; none, or an empty sequence, for its own, and for models of others.
     classes : int
         Number of classes.
 
@@ -90,10 +94,26 @@ def build_model(name: str, widths: Sequence[int] | None, classes: int) -> nn.Mod
     ValueError
         If there is no such model, or it does not take these widths.
     """
+    if is_foreign(name):
+        if widths:
+            raise ValueError(f"widths are {tuple(widths)}: {name} takes none, only {', '.join(list_models())} do")
+        return build_foreign(name, classes)
     return _builder(name)(widths=widths or own_widths(name), classes=classes)
+
+
+def build_on_meta(name: str, widths: Sequence[int] | None, classes: int) -> nn.Module:
+    """Make a model on the meta device, where no number is drawn; one of others that cannot be made there is moved."""
+    try:
+        with torch.device("meta"):
+            return build_model(name, widths, classes)
+    except ValueError:
+        if not is_foreign(name):
+            raise
+        with torch.random.fork_rng(devices=[]):
+            return build_model(name, widths, classes).to("meta")
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
     if name not in _MODELS:
-        raise ValueError(f"there is no model {name!r}: use {', '.join(list_models())}")
+        raise ValueError(f"there is no model {name!r}: use {', '.join(list_models())}, or package.module:function")
     return _MODELS[name]

@@ -11,11 +11,10 @@ The forward pass is run in training mode on the meta device, where nothing is co
 from __future__ import annotations
 
 import argparse
-import importlib
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ from lrbench.store import ResultsFolderError
 # What takes torch is imported where it is first needed: the command line answers at once.
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
 
 __all__ = ["main"]
 
@@ -73,6 +71,7 @@ def _plan(options: argparse.Namespace) -> pd.DataFrame:
     import torch
 
     from lrbench.compressors import get_compressor
+    from lrbench.models import build_model, build_on_meta
     from lrbench.needed import load_weights, needed_ranks, read_images
     from lrbench.planning import plan_model
     from lrbench.saved import PlanError
@@ -81,71 +80,19 @@ def _plan(options: argparse.Namespace) -> pd.DataFrame:
         get_compressor("svd", eps=eps)
     if options.weights is not None and options.measure is None:
         raise PlanError("--weights changes no shape: give it together with --measure")
-    build = _builder(options)
-    with torch.device("meta"):
-        model = _built(build, options.model)
-    table = plan_model(model, options.input)
+    table = plan_model(build_on_meta(options.model, options.widths, options.classes), options.input)
     if options.measure is None:
         return table
     images = read_images(options.measure, options.input, options.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        model = _built(build, options.model)
+        model = build_model(options.model, options.widths, options.classes)
     if options.weights is not None:
         load_weights(model, options.weights)
     totals = table.attrs
     table = table.merge(needed_ranks(model, images, options.eps, options.seed), on=["layer", "call"], how="left")
     table.attrs = {**totals, "measured": len(images)}
     return table
-
-
-def _builder(options: argparse.Namespace) -> Callable[[], Any]:
-    """Find what makes the model; only what the command line names is imported.
-
-    Raises
-    ------
-    ValueError
-        If it names nothing that can be called.
-    """
-    from lrbench.models import build_model, list_models
-
-    module, colon, function = options.model.partition(":")
-    if not colon:
-        if module not in MODELS:
-            raise ValueError(f"there is no model {module!r}: use {', '.join(list_models())} or package.module:function")
-        return lambda: build_model(module, options.widths, options.classes)
-    if options.widths is not None:
-        raise ValueError(f"--widths is for {', '.join(list_models())}: {options.model} takes none")
-    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise ValueError(f"MODEL is {options.model!r}: use {', '.join(list_models())} or package.module:function")
-    try:
-        made: Any = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"{options.model} cannot be imported ({_reason(error)}): name a function in a module"
-        ) from error
-    if not callable(made):
-        raise ValueError(f"{options.model} is a {type(made).__name__}: name a function that gives a torch.nn.Module")
-    return made
-
-
-def _built(build: Callable[[], Any], name: str) -> nn.Module:
-    from torch import nn
-
-    if ":" not in name:  # our own say themselves what they do not take
-        return build()
-    try:
-        model = build()
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{name} gives no model when it is called without arguments ({_reason(error)})") from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{name} gives a {type(model).__name__}: name a function that gives a torch.nn.Module")
-    return model
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _text(table: pd.DataFrame, options: argparse.Namespace, width: int | None) -> str:
@@ -321,8 +268,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("model", metavar="MODEL", help=f"{', '.join(MODELS)}, or package.module:function")
     add("--input", type=_shape, required=True, metavar="N,C,H,W", help="the shape of a batch")
-    add("--widths", type=int, nargs="+", metavar="W", help="of a model given by name; its own without them")
-    add("--classes", type=int, default=10, metavar="N", help="of a model given by name (10)")
+    add("--widths", type=int, nargs="+", metavar="W", help="of a model named above; its own without them")
+    add("--classes", type=int, default=10, metavar="N", help="for a model that takes them (10)")
     add(
         "--measure",
         type=Path,

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from lrbench.conv import convolutions
 from lrbench.im2col import Geometry, break_even_rank
-from lrbench.models import build_model
+from lrbench.models import build_on_meta
 from lrbench.saved import Call, PlanError, Storage, Trace, trace_saved
 
 __all__ = ["plan_model"]
@@ -65,11 +64,10 @@ def plan_model(model: nn.Module | str, input_shape: Sequence[int]) -> pd.DataFra
     if len(shape) != 4 or not all(isinstance(size, int) and size >= 1 for size in shape):
         raise PlanError(f"the input's shape is {shape}: give four positive whole numbers, (N, C, H, W)")
     if isinstance(model, str):
-        with torch.device("meta"):
-            try:
-                model = build_model(model, None, 10)
-            except ValueError as error:
-                raise PlanError(str(error)) from error
+        try:
+            model = build_on_meta(model, None, 10)
+        except ValueError as error:
+            raise PlanError(str(error)) from error
     layers = convolutions(model)
     if not layers:
         raise PlanError("the model has no torch.nn.Conv2d: there is nothing to plan")

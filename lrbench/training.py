@@ -29,6 +29,7 @@ from lrbench.conv import Path as CompressionPath
 from lrbench.conv import compressed_layers, wrap
 from lrbench.datasets import Dataset, to_float
 from lrbench.files import DamagedFileError, read_sealed, set_aside, write_sealed
+from lrbench.foreign import structure_of
 from lrbench.models import build_model
 from lrbench.policy import Policy
 
@@ -56,7 +57,7 @@ class Config:
     train_size, test_size : int
         How many images, from the beginning of each part.
     model : str
-        A name that :func:`lrbench.models.build_model` takes.
+        A name that :func:`lrbench.models.build_model` takes; of a model of others ``structure`` hashes what it is.
     widths : tuple of int
         The model's widths.
     epochs, batch_size : int
@@ -80,6 +81,8 @@ class Config:
     policy : str or None
         What is done to each layer, as :meth:`lrbench.Policy.identity` writes it. ``compressor`` is its name then, the
         mask has a bit for each layer that it names, and version, eps and path are None.
+    structure : str or None
+        Of a model of others: :func:`lrbench.foreign.structure_of`. None for a model of our own.
     files : tuple of str
         Where compressors are that come from files, for a process that does not know them; no part of the identity, for
         the compressor's name says what was in the file.
@@ -105,6 +108,7 @@ class Config:
     device: str
     threads: int
     policy: str | None = None
+    structure: str | None = None
     files: tuple[str, ...] = field(default=(), compare=False)
     processes: int = 1
 
@@ -112,8 +116,9 @@ class Config:
         """Give the configuration as plain JSON types; what was added later is left out where it changes nothing."""
         given = {**asdict(self), "widths": list(self.widths)}
         del given["files"]
-        if self.policy is None:
-            del given["policy"]
+        for name in ("policy", "structure"):
+            if given[name] is None:
+                del given[name]
         if self.processes == 1:
             del given["processes"]
         return given
@@ -257,6 +262,8 @@ def make_model(config: Config, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_derived(config.seed, "weights"))
         model = build_model(config.model, config.widths, classes)
+    if config.structure is not None and structure_of(model) != config.structure:
+        raise ValueError(f"{config.model} has changed since the command began: start it again")
     model.to(config.device)
     if config.policy is not None:
         wrap(model, Policy.from_identity(config.policy))

@@ -28,6 +28,24 @@ def test_an_example_runs_as_it_stands(example):
     exec(compile(example, "README.md", "exec"), {})
 
 
+def test_the_quick_start_comes_first_and_is_short():
+    section = README[README.index("\n## Use it") :]
+    quick = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert "quick start" in section[: quick.start()]
+    assert quick.group(1) == EXAMPLES[0]
+    assert len(EXAMPLES[0].strip().splitlines()) <= 15
+
+
+def test_the_network_that_the_readme_wraps_learns_in_a_few_steps():
+    (text,) = [example for example in EXAMPLES if "resnet18" in example]
+    assert len(text.strip().splitlines()) < 30
+    names = {}
+    exec(compile(text, "README.md", "exec"), names)
+    assert names["losses"][-1] < names["losses"][0]
+    expected = ["conv1", "layer2.0.conv1", "layer2.1.conv1"]
+    assert list(lrbench.compressed_layers(names["model"])) == expected
+
+
 def test_the_compressor_that_the_readme_adds_is_short_and_keeps_its_promise_by_its_own_means():
     (text,) = [example for example in EXAMPLES if "lrbench.register" in example]
     assert len(text.strip().splitlines()) < 25

@@ -11,6 +11,7 @@ import pytest
 
 import lrbench
 from lrbench import ablate, catalogue, cli
+from lrbench.shell import is_loud
 from lrbench.store import read_runs
 
 COMMANDS = ["", *cli.COMMANDS]
@@ -123,6 +124,7 @@ def test_verbose_says_of_each_run_its_epochs_and_what_was_not_measured(
     out = capsys.readouterr().out
     assert out.count("  epoch 2: train loss ") == 2
     assert out.count("  no step: the command asked for no timing") == 2
+    assert not is_loud(), "that was for one command"
 
 
 def test_verbose_gives_the_traceback_of_a_failure() -> None:

@@ -52,6 +52,7 @@ _SETTING = {
     "train_size": "{} train",
     "test_size": "{} test",
     "model": "{} model",
+    "structure": "structure {:.8}",
     "widths": "widths {}",
     "epochs": "epochs {}",
     "batch_size": "batch {}",
@@ -244,7 +245,7 @@ class Study:
 
 def describe_setting(config: Mapping[str, Any]) -> str:
     """Put into words all of a configuration but its seed and its cell of the grid; equal words, equal setting."""
-    parts = [words.format(_flat(config[key])) for key, words in _SETTING.items() if config.get(key) is not None]
+    parts = [words.format(_flat(config[key])) for key, words in _SETTING.items() if config.get(key) not in (None, [])]
     known = {"seed", *_CELL, *_SETTING}
     return ", ".join(parts + [f"{key} {_flat(config[key])}" for key in sorted(config) if key not in known])
 
