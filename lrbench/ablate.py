@@ -361,7 +361,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--preset",
         metavar="NAME",
         choices=list_presets(),
-        help="what is not said: " + ", ".join(list_presets()),
+        help="what the rest defaults to: " + ", ".join(list_presets()),
     )
     add("--dataset", choices=DATASETS)
     add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder; else downloaded")

@@ -53,7 +53,7 @@ def add_loudness(parser: argparse.ArgumentParser) -> None:
     """Let a command be told how much to say."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
-    group.add_argument("--verbose", action="store_true", help="say of each run its epochs, and what was not measured")
+    group.add_argument("--verbose", action="store_true", help="say each run's epochs and what it lacks")
 
 
 @contextmanager
