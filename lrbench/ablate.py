@@ -367,7 +367,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder; else downloaded")
     add("--train-size", type=int, metavar="N", help="how many training images")
     add("--test-size", type=int, metavar="N", help="how many test images")
-    add("--model", default="paper", help=f"{', '.join(MODELS)}, or package.module:function")
+    add("--model", default="paper", help=f"{', '.join(MODELS)}, MODULE:NAME")
     add("--widths", type=int, nargs="+", metavar="W", help="of a model named here")
     add("--epochs", type=int, metavar="N")
     add("--batch-size", type=int, metavar="N")
