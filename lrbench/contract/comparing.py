@@ -25,15 +25,15 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], id
 each_half = pytest.mark.parametrize("half", ["bfloat16", "float16"])
 
 
-def assert_promise_is_kept(compressor: Compressor, blocks: Tensor, factors: Compressed) -> None:
+def assert_promise_is_kept(compressor: Compressor, blocks: Tensor, factors: Compressed, name: str = "") -> None:
     """Measure the error in float64 and compare it with what the compressor's class promises."""
     errors = relative_errors(blocks, factors)
     bound = compressor.eps * (1 + SLACK) if compressor.uses_eps else 0.0
     if compressor.guarantee == "block":
-        assert (errors <= bound).all(), f"{compressor}: errors {errors}, origins {factors.origin.tolist()}"
+        assert (errors <= bound).all(), f"{compressor}, {name}: {errors}, origins {factors.origin.tolist()}"
     elif compressor.guarantee == "batch" and len(blocks):
         norms = torch.from_numpy(unit_scaled(blocks.double().numpy())[0]).norm(dim=(1, 2)).numpy()
-        assert ((errors * norms) ** 2).sum() <= bound**2 * (norms**2).sum(), f"{compressor}: errors {errors}"
+        assert ((errors * norms) ** 2).sum() <= bound**2 * (norms**2).sum(), f"{compressor}, {name}: {errors}"
 
 
 def assert_same_tensors(ours: Compressed, theirs: Compressed) -> None:

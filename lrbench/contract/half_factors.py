@@ -1,5 +1,7 @@
 """Factors in a half precision."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,7 +9,6 @@ import lrbench
 import lrbench.compressors.base
 from lrbench.contract.adversarial import FAMILIES, family, image_blocks, low_rank_plus_noise, photo_crops
 from lrbench.contract.comparing import (
-    TOLERANCES,
     Make,
     assert_promise_is_kept,
     assert_same_tensors,
@@ -42,20 +43,19 @@ class HalfFactorChecks:
 
     @each_dtype
     @each_half
-    @pytest.mark.parametrize("name", FAMILIES)
-    def test_half_factors_keep_the_promise(self, make: Make, name: str, half: str, dtype: torch.dtype) -> None:
+    def test_half_factors_keep_the_promise(self, make: Make, half: str, dtype: torch.dtype) -> None:
         can_halve(make)
-        for eps in TOLERANCES:
+        for name, eps in itertools.product(FAMILIES, (0.3, 0.03, 1e-4)):
             blocks = family(name, dtype, eps)
             compressor = make(eps=eps, factors=half)
             factors = compressor.compress(blocks)
-            assert factors.dense().isfinite().all()
-            assert_promise_is_kept(compressor, blocks, factors)
+            assert factors.dense().isfinite().all(), (name, eps)
+            assert_promise_is_kept(compressor, blocks, factors, name)
             measured = lrbench.relative_error(blocks, factors).numpy()
             expected = relative_errors(blocks, factors)
             # What rounds to zero has no size left to be relative to.
             for ours, theirs, block in zip(measured, expected, blocks, strict=True):
-                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6) or not bool(block.any())
+                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6) or not bool(block.any()), (name, eps)
 
     @each_half
     def test_half_factors_are_not_given_up_at_a_usual_tolerance(self, make: Make, half: str) -> None:
