@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrbench.lock import locked
 from lrbench.store import Record, is_finished, prepare_folder, read_runs, run_path, write_run
 
 __all__ = ["JoinError", "join_folders"]
@@ -24,6 +25,8 @@ def join_folders(folders: Sequence[Path], out: Path) -> None:
     ------
     JoinError
         If a folder is not there, a file holds no intact run of this version's layout, or one run has two results.
+    ResultsFolderError
+        If ``out`` cannot be written, or another command writes into it.
     """
     taken: dict[str, tuple[Path, Record]] = {}
     for folder in dict.fromkeys([*([out] if (out / "runs").is_dir() else []), *folders]):
@@ -38,9 +41,10 @@ def join_folders(folders: Sequence[Path], out: Path) -> None:
             elif is_finished(record):
                 taken[record["id"]] = path, record
     prepare_folder(out)
-    for path, record in taken.values():
-        if path != run_path(out, record["id"]):
-            write_run(out, record)
+    with locked(out):
+        for path, record in taken.values():
+            if path != run_path(out, record["id"]):
+                write_run(out, record)
 
 
 def _read_all(folder: Path) -> list[Record]:

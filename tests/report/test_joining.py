@@ -6,6 +6,7 @@ import pytest
 from report_records import make_record, write_folder
 
 from lrbench.joining import JoinError, join_folders
+from lrbench.lock import locked
 from lrbench.report.__main__ import main
 from lrbench.store import read_runs, run_path, write_run
 
@@ -71,3 +72,13 @@ def test_several_folders_without_a_place_to_join_them_are_refused(parts, capsys)
         main([*map(str, parts)])
     assert stop.value.code == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_folders_are_not_joined_where_another_command_writes(parts, tmp_path, capsys):
+    out = tmp_path / "joined"
+    join_folders(parts[:1], out)
+    before = sorted(path.name for path in (out / "runs").iterdir())
+    with locked(out):
+        assert main([*map(str, parts), "--out", str(out)]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+    assert sorted(path.name for path in (out / "runs").iterdir()) == before
