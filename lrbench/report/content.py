@@ -128,8 +128,9 @@ def _subtitle(records: Sequence[Record]) -> str:
     failed = sum(not is_finished(record) for record in records)
     changed = [record for record in records if not is_plain(record["config"])]
     by_policy = [record for record in changed if record["config"].get("policy") is not None]
+    by_compressor = [record for record in changed if record["config"].get("policy") is None]
     counts = (
-        (len(_values([record for record in changed if record not in by_policy], "compressor")), "compressor"),
+        (len(_values(by_compressor, "compressor")), "compressor"),
         (len(_values(by_policy, "policy")), "policy file"),
         (len(_values(records, "mask")), "mask"),
         (len(_values(records, "seed")), "seed"),

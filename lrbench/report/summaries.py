@@ -6,7 +6,8 @@ seed.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,14 @@ MARGIN = 1.0
 
 PAPER_SHAPE = (27, 1024)
 
+_CELL = ("mask", "label", "name", "condition", "compressor", "eps", "path")
+_HELD = ("id", "held_bytes", "plain_held_bytes", "lean_freed_bytes", "freed_bytes", "claimed_bytes", "hidden_bytes",
+         "formula_bytes", "batch_size", "train_size")  # fmt: skip
+_SIZE = ("layer", "index", "m", "n", "groups", "blocks", "layer_compressor", "layer_eps", "layer_path", "rank_mean",
+         "break_even_rank", "im2col_bytes", "input_bytes", "factor_bytes", "cut_im2col", "cut_input", "error_mean",
+         "error_max", "violations", "guarantee", "share_own", "share_escalated", "share_stored", "saved_bytes",
+         "held_bytes", "freed_bytes", "claimed_bytes", "kept_by", "unrealised")  # fmt: skip
+
 
 def plain_runs(study: Study) -> pd.DataFrame:
     """Return the plain model's finished runs that have an accuracy, one row per seed."""
@@ -54,10 +63,12 @@ def plain_mask(study: Study) -> str:
     return "0" * len(str(study.runs["mask"].iloc[0]))
 
 
+@lru_cache(maxsize=1)
 def compare_accuracy(study: Study) -> list[Comparison]:
     """Compare every masked cell with the plain model of the same seed."""
     reference = plain_runs(study).set_index("seed")
-    return [_comparison(cell, runs, reference) for cell, runs in _cells(study.runs[~study.runs["plain"]])]
+    columns = ("status", "outcome", "seed", "accuracy_as_trained", "accuracy_exact", "test_size")
+    return [_comparison(cell, runs, reference) for cell, runs in _cells(study.runs[~study.runs["plain"]], columns)]
 
 
 def _comparison(cell: Cell, runs: pd.DataFrame, reference: pd.DataFrame) -> Comparison:
@@ -118,10 +129,11 @@ def tolerances(study: Study) -> list[Kept]:
     return kept
 
 
+@lru_cache(maxsize=1)
 def measure_sizes(study: Study) -> list[Size]:
     """Summarise the bytes of every layer of every cell, over the seeds."""
     sizes = []
-    for cell, rows in _cells(study.layers):
+    for cell, rows in _cells(study.layers, _SIZE):
         for _, layer in rows.groupby("index", sort=True):
             sizes.append(_size(cell, layer))
     return sizes
@@ -186,19 +198,23 @@ def _size(cell: Cell, rows: pd.DataFrame) -> Size:
 
 def measure_gradients(study: Study) -> list[Gradients]:
     """Summarise the errors of weight gradients, of the cells whose runs recorded them."""
+    columns = ("gradient_error_max", "gradient_cosine_min")
     return [
-        Gradients(cell, len(rows), float(rows["gradient_error_max"].mean()), float(rows["gradient_cosine_min"].mean()))
-        for cell, rows in _cells(_having(study, "gradient_error_max", "gradient_cosine_min"))
+        Gradients(cell, len(rows), *(float(rows[column].mean()) for column in columns))
+        for cell, rows in _cells(_having(study, *columns), columns)
     ]
 
 
+@lru_cache(maxsize=4)
 def measure_held(study: Study, plain: bool = False) -> list[Held]:
     """Summarise what a step holds: means over the runs of each cell, or of the plain model."""
     runs = finished(study)
+    unrealised: dict[str, dict[str, str]] = {}
+    told = study.layers[(study.layers["claimed_bytes"] > 0) & study.layers["unrealised"].notna()]
+    for run, layer, reason in zip(told["id"], told["layer"], told["unrealised"], strict=True):
+        unrealised.setdefault(str(run), {})[str(layer)] = str(reason)
     entries = []
-    for cell, rows in _cells(runs[(runs["plain"] == plain) & runs["held_bytes"].notna()]):
-        layers = study.layers[study.layers["id"].isin(rows["id"]) & (study.layers["claimed_bytes"] > 0)]
-        layers = layers[layers["unrealised"].notna()]
+    for cell, rows in _cells(runs[(runs["plain"] == plain) & runs["held_bytes"].notna()], _HELD):
         formula = rows["formula_bytes"]
         means = {key: float(rows[key].mean()) for key in ("held_bytes", "plain_held_bytes", "lean_freed_bytes",
                  "freed_bytes", "claimed_bytes")}  # fmt: skip
@@ -214,16 +230,18 @@ def measure_held(study: Study, plain: bool = False) -> list[Held]:
                 freed=means["freed_bytes"],
                 claimed=means["claimed_bytes"],
                 hidden=float(rows["hidden_bytes"].max()),
-                unrealised=dict(zip(layers["layer"].astype(str), layers["unrealised"].astype(str), strict=True)),
+                unrealised={k: v for run in rows["id"] for k, v in unrealised.get(str(run), {}).items()},
             )
         )
     return entries
 
 
+@lru_cache(maxsize=1)
 def measure_times(study: Study) -> list[Timing]:
     """Summarise step times: the median of the runs' medians, with the widest of their quartiles."""
     timings = []
-    for cell, rows in _cells(_having(study, "step_wrapped_ms", "step_plain_ms", "step_ratio")):
+    times = [str(name) for name in study.runs if str(name).startswith("step_")]
+    for cell, rows in _cells(_having(study, "step_wrapped_ms", "step_plain_ms", "step_ratio"), times):
         timings.append(
             Timing(
                 cell=cell,
@@ -240,8 +258,10 @@ def measure_times(study: Study) -> list[Timing]:
     return timings
 
 
+@lru_cache(maxsize=1)
 def measure_peaks(study: Study) -> list[Peak]:
     """Summarise peak memory: the median of the runs' medians, with the extremes of all."""
+    peaks = [str(name) for name in study.runs if str(name).startswith("peak_")]
     return [
         Peak(
             cell=cell,
@@ -252,7 +272,7 @@ def measure_peaks(study: Study) -> list[Peak]:
             wrapped_total=_total(rows, "peak_wrapped_total_bytes"),
             plain_total=_total(rows, "peak_plain_total_bytes"),
         )
-        for cell, rows in _cells(_having(study, "peak_wrapped_bytes", "peak_plain_bytes"))
+        for cell, rows in _cells(_having(study, "peak_wrapped_bytes", "peak_plain_bytes"), peaks)
     ]
 
 
@@ -261,9 +281,9 @@ def _having(study: Study, *columns: str) -> pd.DataFrame:
     return runs[~runs["plain"] & runs[list(columns)].notna().all(axis=1)]
 
 
-def _cells(rows: pd.DataFrame) -> Iterator[tuple[Cell, pd.DataFrame]]:
-    """Part rows by cell, in their order."""
-    for _, group in rows.groupby(["mask", "label"], sort=False):
+def _cells(rows: pd.DataFrame, columns: Iterable[str]) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    """Part rows by cell, in their order; of the columns, only those named, for each takes its time in every cell."""
+    for _, group in rows[[*_CELL, *columns]].groupby(["mask", "label"], sort=False):
         yield cell_of(group.iloc[0]), group
 
 

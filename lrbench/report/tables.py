@@ -215,7 +215,7 @@ class NoRunsError(LookupError):
     """The folder holds no run that could be reported."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """The runs of one setting: they differ in mask, compressor, version, eps, path, policy and seed, in nothing else.
 
