@@ -117,9 +117,9 @@ def test_a_seed_fixes_weights_order_and_dropout_whatever_is_compressed():
 def test_every_epoch_has_an_order_of_its_own_in_which_each_image_comes_once(monkeypatch):
     met = []
 
-    def watched(model, optimizer, x, y):
+    def watched(model, optimizer, x, y, *weight):
         met.append(x.double().sum((1, 2, 3)))
-        return training_step(model, optimizer, x, y)
+        return training_step(model, optimizer, x, y, *weight)
 
     monkeypatch.setattr("lrbench.training.training_step", watched)
     train(config(**PLAIN, epochs=3), photos())

@@ -33,10 +33,12 @@ def measure_gradients(
     list of dict
         For each module with a weight of two dimensions or more: layer; cosine and cosine_min, the mean and the least
         over the batches of the cosine between both gradients ĝ and g; error, the root of Σ‖ĝ − g‖² / Σ‖g‖²; bias,
-        ‖Σ(ĝ − g)‖ / ‖Σ g‖: what of the error does not average out over the batches. The bias of an unbiased method
-        falls with their number, that of another does not. Where g is zero, cosine is 1 and the others 0 if ĝ is zero,
-        too; otherwise 0 and infinite.
+        ‖Σ(ĝ − g)‖ / ‖Σ g‖: what of the error does not average out over the batches. Where their gradients agree, the
+        bias of an unbiased method falls with their number, and that of another does not. Where g is zero, cosine is 1
+        and the others 0 if ĝ is zero, too; otherwise 0 and infinite.
     """
+    # One copy for all batches: what a compressor draws, or learns, goes on from batch to batch, as in training.
+    model, exact = copy.deepcopy(model).train(), copy.deepcopy(exact).train()
     seen: dict[str, dict[str, Any]] = {}
     for k, (x, y) in enumerate(batches):
         ours, theirs = (_gradients(each, x, y, seed + k) for each in (model, exact))
@@ -98,7 +100,6 @@ def _ratio(over: float, under: float) -> float:
 
 
 def _gradients(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
-    model = copy.deepcopy(model).train()
     model.zero_grad()
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -363,7 +363,7 @@ BUGS = [
     Bug(
         "dropout not fixed by the seed",
         "training.py",
-        '        torch.manual_seed(_derived(config.seed, "dropout", epoch))\n',
+        '        torch.manual_seed(_derived(config.seed, "dropout", epoch, *others))\n',
         "",
         "test_training.py",
         "stopped or a_seed_fixes",
@@ -371,7 +371,7 @@ BUGS = [
     Bug(
         "a compressor's state left out of the checkpoint",
         "training.py",
-        '        layer.compressor.load_state_dict(state["compressors"][name])\n',
+        "        layer.compressor.load_state_dict(compressors[name])\n",
         "        pass\n",
         "test_training.py",
         "own_state_is_resumed",

@@ -23,6 +23,7 @@ from lrbench.store import run_id
 
 COMMAND = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
 COMMAND += ["--epochs", "2", "--batch-size", "20", "--threads", "1", "--timed-steps", "0", "--peak-processes", "0"]
+COMMAND += ["--jobs", "0"]  # in the process that is killed, or whose disk fails
 COMMAND += ["--compressors", "svd", "aca-estimate", "--masks", "000000", "100000", "--eps", "0.3"]
 RUNS, EPOCHS = 3, 2
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from many import calls, command, jobs, write
 
-import lrbench.report
 import lrbench.report.facets as facets
 from lrbench.report.facets import Facet, bounded
 from lrbench.report.figures import NAMES, Picture
@@ -14,7 +13,7 @@ from lrbench.report.figures import NAMES, Picture
 @pytest.fixture(autouse=True)
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     none = {name: Picture(name, name, "", None, "not drawn here") for name in NAMES}
-    monkeypatch.setattr(lrbench.report, "draw_figures", lambda *_: none)
+    monkeypatch.setattr("lrbench.report.figures.draw_figures", lambda *_: none)
 
 
 def test_listing_going_on_and_reporting_grow_in_proportion_to_the_runs(tmp_path: Path) -> None:
