@@ -1,3 +1,4 @@
+import io
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from runs import PLAIN, POLICY, config, photos
 import lrbench
 from lrbench import LayerPolicy, Policy
 from lrbench.experiment import Experiment
+from lrbench.files import read_sealed, write_sealed
 from lrbench.measure.memory import Peak
 from lrbench.store import run_id
 
@@ -140,9 +142,11 @@ def test_a_resumed_runs_seconds_are_those_of_all_its_epochs(tmp_path):
     experiment = quiet(tmp_path)
     checkpoint = experiment.checkpoint(run_id(run.to_json()))
     assert experiment.run(run)["status"] == "finished"
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(io.BytesIO(read_sealed(checkpoint)), weights_only=True)
     state["history"][0]["seconds"] = 1000.0
-    torch.save(state, checkpoint)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_sealed(checkpoint, buffer.getbuffer())
     assert experiment.run(run)["seconds"] > 1000
 
 
