@@ -3,6 +3,7 @@
 Batches are rotated, because a result that is remembered is no result: no two calls in a row see the same images.
 """
 
+from collections.abc import Iterable
 from itertools import cycle
 
 import numpy as np
@@ -14,7 +15,20 @@ from lrbench.datasets import load_dataset, to_float
 from lrbench.models import paper_cnn
 from lrbench.training import training_step
 
-__all__ = ["BATCH", "COMPRESSORS", "LAYERS", "batches", "layer_inputs", "require", "rotate", "trained_network"]
+__all__ = [
+    *("BATCH", "COMPRESSORS", "LAYERS", "batches", "inputs_met", "layer_inputs"),
+    *("require", "rotate", "trained_network"),
+]
+    "BATCH",
+    "COMPRESSORS",
+    "LAYERS",
+    "batches",
+    "inputs_met",
+    "layer_inputs",
+    "require",
+    "rotate",
+    "trained_network",
+]
 
 BATCH = 100
 BATCHES = 4
@@ -53,16 +67,25 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 def layer_inputs() -> dict[str, np.ndarray]:
     """Give the inputs of layers 1, 3 and 5 in training mode, (batches, 100, C, H, W), at the initial weights."""
     torch.manual_seed(0)
-    model = paper_cnn().train()
-    seen: dict[str, list[np.ndarray]] = {shape: [] for shape in LAYERS}
-    for shape, layer in LAYERS.items():
+    seen = inputs_met(paper_cnn().train(), [images for images, _ in batches()])
+    return {shape: torch.stack(inputs).numpy() for shape, inputs in seen.items()}
+
+
+@torch.no_grad()
+def inputs_met(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """What layers 1, 3 and 5 of the paper's network meet, batch by batch, in whatever mode it is."""
+    seen: dict[str, list[Tensor]] = {shape: [] for shape in LAYERS}
+    hooks = [
         model.get_submodule(layer).register_forward_pre_hook(
-            lambda module, inputs, shape=shape: seen[shape].append(inputs[0].numpy().copy())
+            lambda module, inputs, shape=shape: seen[shape].append(inputs[0].contiguous().clone())
         )
-    with torch.no_grad():
-        for images, _ in batches():
-            model(images)
-    return {shape: np.stack(arrays) for shape, arrays in seen.items()}
+        for shape, layer in LAYERS.items()
+    ]
+    for x in batches:
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 def rotate(arrays: np.ndarray) -> "cycle[Tensor]":

@@ -22,15 +22,16 @@ import scipy.linalg.interpolative
 import torch
 import torch.nn.functional as F
 from sklearn.utils.extmath import randomized_svd
-from torch import Tensor, nn
+from torch import Tensor
 
 import lrbench
-from benchmarks.inputs import trained_network
+from benchmarks.inputs import LAYERS, inputs_met, trained_network
 from lrbench.datasets import load_dataset, to_float
 from lrbench.environment import environment
 
 BATCH = 500
 EPS = 0.1
+DEEPER = ("288x256", "576x64")
 RESTS = 0.1
 """Seconds between two timed calls."""
 
@@ -180,15 +181,8 @@ def _deeper(batch: Tensor, threads: int) -> tuple[dict[str, Kind], list[Promise]
 def _deeper_inputs(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Inputs of layers 3 and 5, in training mode, after one epoch on these images."""
     model = trained_network(images, labels)
-    seen: dict[str, list[Tensor]] = {"layer 3, 288x256": [], "layer 5, 576x64": []}
-    for layer, parts in seen.items():
-        conv = model.get_submodule(f"conv{layer.split()[1].rstrip(',')}")
-        assert isinstance(conv, nn.Conv2d)
-        conv.register_forward_pre_hook(lambda module, inputs, parts=parts: parts.append(inputs[0].clone()))
-    with torch.no_grad():
-        for x in images.split(100)[:10]:
-            model(x)
-    return {layer: torch.cat(parts) for layer, parts in seen.items()}
+    seen = inputs_met(model, images.split(100)[:10])
+    return {f"layer {LAYERS[shape][4:]}, {shape}": torch.cat(seen[shape]) for shape in DEEPER}
 
 
 def fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
