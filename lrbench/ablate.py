@@ -269,7 +269,7 @@ def details(record: dict[str, Any]) -> list[str]:
         f"test accuracy {100 * epoch['test_accuracy']:.1f} % ({epoch['seconds']:.1f} s)"
         for epoch in record.get("epochs") or []
     ]
-    for key in ("layers", "step", "peak", "savings"):
+    for key in ("layers", "gradients", "step", "peak", "savings"):
         if record.get(f"{key}_reason"):
             lines.append(f"  no {key}: {record[f'{key}_reason']}")
     if record.get("traceback"):

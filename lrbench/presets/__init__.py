@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["AXES", "Comparison", "Preset", "list_presets", "load_preset"]
+__all__ = ["AXES", "PlannedComparison", "Preset", "list_presets", "load_preset"]
 
 AXES = ("compressors", "masks", "eps", "path")
 """What a grid varies."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PlannedComparison:
     """A cell and what it is compared with; a cell has a mask and, but for the plain model, compressor, eps and path."""
 
     name: str
@@ -40,7 +40,7 @@ class Preset:
         Defaults of the command's options, by their names; an axis here holds for every grid.
     grids : sequence of mapping
         The axes of each grid, by name.
-    comparisons : sequence of Comparison
+    comparisons : sequence of PlannedComparison
         What it is run for, beside the comparison of every cell with the plain model; empty if nothing.
     """
 
@@ -49,7 +49,7 @@ class Preset:
     question: str
     options: Mapping[str, Any]
     grids: Sequence[Mapping[str, Sequence[Any]]] = field(default=({},))
-    comparisons: Sequence[Comparison] = ()
+    comparisons: Sequence[PlannedComparison] = ()
 
 
 def list_presets() -> list[str]:
@@ -69,12 +69,12 @@ def load_preset(name: str) -> Preset:
         raise LookupError(f"there is no preset {name!r}: use {', '.join(list_presets())}")
     given = tomllib.loads((files(__name__) / f"{name}.toml").read_text(encoding="utf-8"))
     base = load_preset(given["extends"]) if "extends" in given else Preset(name, "", "", {})
-    comparisons = [Comparison(**each) for each in given["comparisons"]] if "comparisons" in given else base.comparisons
+    planned = [PlannedComparison(**each) for each in given.get("comparisons", ())]
     return Preset(
         name=name,
         title=given.get("title", base.title),
         question=given.get("question", base.question).strip(),
         options={**base.options, **given.get("options", {})},
         grids=given.get("grids", base.grids),
-        comparisons=comparisons,
+        comparisons=planned or base.comparisons,
     )

@@ -254,7 +254,7 @@ def draw_bytes(study: Study) -> Drawing:
 
 
 def _thinned(study: Study) -> str:
-    return f" Only every {study.thinning}th block is drawn." if study.thinning > 1 else ""
+    return f" Of every {study.thinning} blocks one is drawn." if study.thinning > 1 else ""
 
 
 def _strips(study: Study, facets: Sequence[Facet], step: float) -> tuple[Figure, list[Axes], list[str]]:

@@ -5,13 +5,14 @@ other seeds and other images of the same kind would.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from lrbench.presets import Comparison, list_presets, load_preset
+from lrbench.presets import PlannedComparison, list_presets, load_preset
 from lrbench.report.summaries import MARGIN, paired_interval
 from lrbench.report.tables import Study, finished
 from lrbench.report.wording import plural
@@ -56,6 +57,7 @@ class Contrast:
     p: float | None
 
 
+@lru_cache(maxsize=1)
 def compare_cells(study: Study) -> list[Contrast]:
     """Make every comparison that the presets of a study's runs wrote down; those without runs are left empty."""
     named = dict.fromkeys(str((record.get("environment") or {}).get("preset")) for record in study.records)
@@ -105,8 +107,11 @@ def two_way_interval(
     """
     draw = np.random.default_rng(seed)
     seeds, images = right.shape
-    by_image = draw.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) @ right.astype(float)
-    means = np.array([row @ draw.multinomial(images, np.full(images, 1 / images)) for row in by_image])
+    # Images with the same column count alike: how often each column is drawn is all that matters.
+    columns, counts = np.unique(right, axis=1, return_counts=True)
+    by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+    by_column = draw.multinomial(images, counts / images, resamples)
+    means = np.einsum("rs,sc,rc->r", by_seed, columns.astype(float), by_column, optimize=True)
     low, high = np.quantile(100 * means / right.size, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -122,7 +127,7 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _contrast(study: Study, preset: str, comparison: Comparison) -> Contrast:
+def _contrast(study: Study, preset: str, comparison: PlannedComparison) -> Contrast:
     cells = [_runs_of(study, dict(cell)) for cell in (comparison.cell, comparison.against)]
     seeds = sorted(set(cells[0]) & set(cells[1]))
     differences = {s: 100 * (_accuracy(cells[0][s]) - _accuracy(cells[1][s])) for s in seeds}
