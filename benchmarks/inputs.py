@@ -19,16 +19,6 @@ __all__ = [
     *("BATCH", "COMPRESSORS", "LAYERS", "batches", "inputs_met", "layer_inputs"),
     *("require", "rotate", "trained_network"),
 ]
-    "BATCH",
-    "COMPRESSORS",
-    "LAYERS",
-    "batches",
-    "inputs_met",
-    "layer_inputs",
-    "require",
-    "rotate",
-    "trained_network",
-]
 
 BATCH = 100
 BATCHES = 4
