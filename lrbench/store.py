@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,31 @@ def _read_run(path: Path) -> Record:
         raise DamagedFileError("its content does not have its checksum")
     if not record.get("id") == path.stem == named:
         raise DamagedFileError("its name is not that of its configuration")
+    strange = [key for key, kind in _SHAPES.items() if key in record and not kind(record[key])]
+    if strange or record.get("status") not in ("finished", "failed"):
+        raise DamagedFileError(f"{', '.join(strange) or 'status'} is not what a run holds")
     return record
+
+
+def _is_table(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _are_rows(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(row, dict) for row in value))
+
+
+# What the report reads without looking: a file with a right checksum may still be of somebody else's making.
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: (
+        isinstance(value, dict)
+        and isinstance(value.get("mask"), str)
+        and set(value["mask"]) <= {"0", "1"}
+        and type(value.get("seed")) is int
+    ),
+    **dict.fromkeys(("data", "environment", "final", "step", "peak", "savings"), _is_table),
+    **dict.fromkeys(("epochs", "layers", "gradients"), _are_rows),
+}
 
 
 def is_finished(record: Record) -> bool:

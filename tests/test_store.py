@@ -10,6 +10,7 @@ from lrbench.store import (
     checksum,
     is_finished,
     prepare_folder,
+    read_folder,
     read_runs,
     recover_folder,
     run_id,
@@ -159,3 +160,17 @@ def test_a_folder_without_permission_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ResultsFolderError, match="--out"):
         prepare_folder(tmp_path / "inside")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epochs", 5), ("layers", ["conv1"]), ("final", "good"), ("environment", []), ("status", "well"), ("config", {})],
+)
+def test_a_sealed_file_that_holds_what_no_run_does_is_left_out_and_its_field_is_named(tmp_path, key, value):
+    prepare_folder(tmp_path)
+    write_run(tmp_path, record())
+    strange = record(seed=7) | {key: value}
+    path = write_run(tmp_path, strange | {"id": run_id(strange["config"])})
+    contents = read_folder(tmp_path)
+    assert contents.records == [record()]
+    assert contents.damaged[path] == f"{key} is not what a run holds"
