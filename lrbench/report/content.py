@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lrbench.report.figures import Picture
+from lrbench.report.learning_listings import list_accuracy, list_contrasts, list_effects, list_gradients
 from lrbench.report.listings import (
     Listing,
-    list_accuracy,
     list_bytes,
     list_commands,
-    list_contrasts,
-    list_effects,
-    list_gradients,
     list_held,
     list_origins,
     list_peaks,

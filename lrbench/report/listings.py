@@ -1,4 +1,4 @@
-"""The tables that the page and the summary show: every cell already text, every cut beside its denominator."""
+"""The tables of sizes, costs and runs: every cell already text, every cut beside its denominator."""
 
 import json
 from collections import Counter
@@ -9,25 +9,19 @@ from typing import Any
 import pandas as pd
 
 from lrbench import paper
-from lrbench.report.contrasts import LEVEL, RESAMPLES, compare_cells, judge_contrast
-from lrbench.report.effects import estimate_effects
 from lrbench.report.entries import Cell, Peak, Size, Spread
 from lrbench.report.summaries import (
     IMAGES,
-    compare_accuracy,
     fits_paper,
     measure_held,
     measure_peaks,
     measure_sizes,
     measure_times,
-    plain_mask,
-    plain_runs,
 )
 from lrbench.report.tables import Study
-from lrbench.report.verdicts import judge_accuracy, judge_held, judge_peak, judge_time
+from lrbench.report.verdicts import judge_held, judge_peak, judge_time
 from lrbench.report.wording import (
     MISSING,
-    NO_BREAK,
     count,
     general,
     join,
@@ -35,28 +29,25 @@ from lrbench.report.wording import (
     percent,
     plural,
     relative_error,
-    signed,
     span,
 )
 from lrbench.store import Record
 
 __all__ = [
+    "CELL",
     "Listing",
-    "list_accuracy",
     "list_bytes",
     "list_commands",
-    "list_contrasts",
-    "list_effects",
-    "list_gradients",
     "list_held",
     "list_origins",
     "list_peaks",
     "list_policies",
     "list_runs",
     "list_times",
+    "name_cell",
 ]
 
-_CELL = ("mask", "compressor", "eps", "path")
+CELL = ("mask", "compressor", "eps", "path")
 _BYTE_COLUMNS = (
     "layer",
     "mask",
@@ -97,97 +88,6 @@ class Listing:
     prose: frozenset[int] = frozenset()
     note: str = ""
     choices: frozenset[int] = frozenset()
-
-
-def list_accuracy(study: Study) -> Listing:
-    """List last-epoch test accuracies and their paired differences."""
-    rows = []
-    plain = plain_runs(study)
-    if len(plain):
-        means = (percent(float(plain[f"accuracy_{mode}"].mean())) for mode in ("as_trained", "exact"))
-        rows.append((plain_mask(study), "plain model", *[MISSING] * 2, *means, *[MISSING] * 3, "the reference"))
-    for comparison in compare_accuracy(study):
-        has_interval = comparison.low is not None and comparison.high is not None
-        interval = f"{signed(comparison.low, 2)} to {signed(comparison.high, 2)}" if has_interval else MISSING
-        by_seed = ", ".join(
-            f"{seed}:{NO_BREAK}{signed(value)}" for seed, value in sorted(comparison.differences.items())
-        )
-        rows.append(
-            (
-                *_cell(comparison.cell),
-                percent(comparison.accuracy),
-                percent(comparison.exact),
-                signed(comparison.mean),
-                interval,
-                by_seed or MISSING,
-                judge_accuracy(comparison, plain_mask(study)).outcome,
-            )
-        )
-    return Listing(
-        caption="Last-epoch test accuracy, and its difference to the plain model's in points",
-        columns=(*_CELL, "as trained", "exact", "difference", "90 % interval", "by seed", "verdict"),
-        rows=tuple(rows),
-        numeric=frozenset({4, 5, 6, 7}),
-        prose=frozenset({8, 9}),
-        note="Means over seeds. “As trained” evaluates with the approximation where the path has it, “exact” without "
-        "any. Differences are as trained and paired by seed; the interval is Student's t. Each interval stands for "
-        "itself: of ten, one is expected to miss.",
-    )
-
-
-def list_contrasts(study: Study) -> Listing:
-    """List the comparisons that the presets wrote down, made or not."""
-    rows = []
-    for contrast in compare_cells(study):
-        intervals = [None if contrast.low is None else (contrast.low, contrast.high), contrast.images]
-        by_seed = ", ".join(f"{seed}:{NO_BREAK}{signed(value)}" for seed, value in contrast.differences.items())
-        rows.append(
-            (
-                contrast.name,
-                contrast.cell,
-                contrast.against,
-                signed(contrast.mean),
-                *(MISSING if ends is None else f"{signed(ends[0], 2)} to {signed(ends[1], 2)}" for ends in intervals),
-                MISSING if contrast.p is None else number(contrast.p, 3),
-                by_seed or MISSING,
-                judge_contrast(contrast),
-            )
-        )
-    level = f"{100 * LEVEL:g} %"
-    columns = (f"{level} over seeds", f"{level} over seeds and images", "p (Holm)", "by seed", "verdict")
-    return Listing(
-        caption="The comparisons that the experiment was run for, in points of last-epoch test accuracy",
-        columns=("comparison", "cell", "against", "difference", *columns),
-        rows=tuple(rows),
-        numeric=frozenset({3, 4, 5, 6}),
-        prose=frozenset({0, 7, 8}),
-        note="Written down before the runs, in the preset. As trained, paired by seed. Over seeds: Student's t. Over "
-        f"seeds and images: both drawn again, {count(RESAMPLES)} times, from the stored predictions. p: of the paired "
-        "t test, adjusted for the number of comparisons. The verdict is that of the interval over seeds.",
-    )
-
-
-def list_effects(study: Study) -> Listing:
-    """List main effects and pairs of every variant with masks enough to tell them apart."""
-    rows, notes = [], []
-    for effects in estimate_effects(study):
-        for effect in sorted((*effects.main, *effects.pairs), key=lambda effect: effect.points):
-            clear = "holds 0" if effect.low <= 0 <= effect.high else "costs" if effect.high < 0 else "gains"
-            interval = f"{signed(effect.low, 2)} to {signed(effect.high, 2)}"
-            rows.append((effects.cell.label, effect.name, signed(effect.points, 2), interval, clear))
-        notes.append(
-            f"{effects.cell.label}: {plural(effects.masks, 'mask')}, {plural(effects.seeds, 'seed')}, "
-            f"{effects.freedom} degrees of freedom, residual {number(effects.noise)} points."
-        )
-    return Listing(
-        caption="Effects of compressing each layer, and of pairs of layers beyond the sum, in points of accuracy",
-        columns=("compressor", "layer or pair", "effect", f"{100 * LEVEL:g} % interval", "verdict"),
-        rows=tuple(rows),
-        numeric=frozenset({2, 3}),
-        note=" ".join(
-            ["Least squares, a block for each seed; intervals hold for all effects of a kind at once.", *notes]
-        ),
-    )
 
 
 def list_bytes(study: Study) -> Listing:
@@ -292,7 +192,7 @@ def list_times(study: Study) -> Listing:
     """List the time of a training step beside the plain model's."""
     rows = tuple(
         (
-            *_cell(timing.cell),
+            *name_cell(timing.cell),
             _spread(timing.wrapped, 1),
             _spread(timing.plain, 1),
             _spread(timing.ratio, 2),
@@ -305,31 +205,10 @@ def list_times(study: Study) -> Listing:
     columns = ("step (ms)", "plain step (ms)", "ratio to plain", "lowering (ms)", "compressing (ms)", "rest (ms)")
     return Listing(
         caption="Time of one training step, in milliseconds, and its ratio to the plain model's",
-        columns=(*_CELL, *columns, "runs × rounds", "verdict"),
+        columns=(*CELL, *columns, "runs × rounds", "verdict"),
         rows=rows,
         numeric=frozenset(range(4, 10)),
         note="Medians, with quartiles in brackets; of several runs the median of medians and the widest quartiles.",
-    )
-
-
-def list_gradients(study: Study) -> Listing:
-    """List what compression did to the gradient of each compressed layer's weight, means over seeds."""
-    columns = ["error_mean", "gradient_cosine", "gradient_cosine_min", "gradient_error", "gradient_bias"]
-    measured = study.layers[study.layers["gradient_error"].notna()]
-    rows = []
-    for (_, layer, mask, _), group in measured.groupby(["index", "layer", "mask", "label"], sort=False):
-        first = group.iloc[0]
-        eps, path = general(first["layer_eps"]), str(first["layer_path"])
-        figures = [number(group[column].astype(float).mean(), 4) for column in columns]
-        rows.append((str(layer), str(mask), str(first["name"]), eps, path, *figures, str(len(group))))
-    return Listing(
-        caption="What compression does to the gradient of a layer's weight",
-        columns=("layer", *_CELL, "mean block error", "cosine", "least cosine", "error", "bias", "runs"),
-        rows=tuple(sorted(rows, key=lambda row: row[:2])),
-        numeric=frozenset(range(5, 11)),
-        note="Against the plain model with the same weights, on the same batches and with the same dropout, after "
-        "training. Error is ‖ĝ − g‖ / ‖g‖ over the batches together; bias is ‖Σ(ĝ − g)‖ / ‖Σ g‖, what does not average "
-        "out over them. Where layers in front are approximated in the forward pass, their errors are in it, too.",
     )
 
 
@@ -349,15 +228,15 @@ def list_held(study: Study) -> Listing:
             count(entry.freed),
             count(entry.lean_freed),
         )
-        rows.append((*_cell(entry.cell), *figures, *_peak_cells(peaks.pop(_key(entry.cell), None)), verdicts))
+        rows.append((*name_cell(entry.cell), *figures, *_peak_cells(peaks.pop(_key(entry.cell), None)), verdicts))
     for peak in peaks.values():
-        rows.append((*_cell(peak.cell), *[MISSING] * 5, *_peak_cells(peak), "not measured what it holds"))
+        rows.append((*name_cell(peak.cell), *[MISSING] * 5, *_peak_cells(peak), "not measured what it holds"))
     images = {entry.images for plain in (True, False) for entry in measure_held(study, plain)} - {None}
     batch = f", for a batch of {join([str(size) for size in sorted(filter(None, images))])} images" if images else ""
     columns = ("by formula", "held", "ratio to plain", "freed by compression", "freed by keeping bits")
     return Listing(
         caption=f"What one training step holds{batch}, in bytes",
-        columns=(*_CELL, *columns, "peak added", "peak ratio to plain", "verdict"),
+        columns=(*CELL, *columns, "peak added", "peak ratio to plain", "verdict"),
         rows=tuple(rows),
         numeric=frozenset(range(4, 11)),
         prose=frozenset({11}),
@@ -381,7 +260,7 @@ def list_peaks(study: Study) -> Listing:
     mib = 2.0**20
     rows = tuple(
         (
-            *_cell(peak.cell),
+            *name_cell(peak.cell),
             _spread(_scaled(peak.wrapped, mib), 1),
             _spread(_scaled(peak.plain, mib), 1),
             number(peak.ratio),
@@ -394,7 +273,7 @@ def list_peaks(study: Study) -> Listing:
     return Listing(
         caption="Peak memory that a training step adds, in MiB, and its ratio to the plain model's",
         columns=(
-            *_CELL,
+            *CELL,
             "peak (MiB)",
             "plain peak (MiB)",
             "ratio to plain",
@@ -453,7 +332,7 @@ def list_runs(study: Study) -> Listing:
         )
     return Listing(
         caption="Every run",
-        columns=(*_CELL, "seed", "outcome", "as trained", "exact", "seconds", "remark", "id"),
+        columns=(*CELL, "seed", "outcome", "as trained", "exact", "seconds", "remark", "id"),
         rows=tuple(rows),
         numeric=frozenset({4, 6, 7, 8}),
         prose=frozenset({9}),
@@ -494,7 +373,8 @@ def _fact(value: Any) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
-def _cell(cell: Cell) -> tuple[str, str, str, str]:
+def name_cell(cell: Cell) -> tuple[str, str, str, str]:
+    """Name a cell in the columns ``CELL``."""
     return cell.mask, cell.name, general(cell.eps), cell.path or MISSING
 
 

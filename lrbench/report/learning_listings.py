@@ -1,0 +1,123 @@
+"""The tables of what compression did to learning: accuracy, planned comparisons, effects of masks, gradients."""
+
+from lrbench.report.contrasts import LEVEL, RESAMPLES, compare_cells, judge_contrast
+from lrbench.report.effects import estimate_effects
+from lrbench.report.listings import CELL, Listing, name_cell
+from lrbench.report.summaries import compare_accuracy, plain_mask, plain_runs
+from lrbench.report.tables import Study
+from lrbench.report.verdicts import judge_accuracy
+from lrbench.report.wording import MISSING, NO_BREAK, count, general, number, percent, plural, signed
+
+__all__ = ["list_accuracy", "list_contrasts", "list_effects", "list_gradients"]
+
+
+def list_accuracy(study: Study) -> Listing:
+    """List last-epoch test accuracies and their paired differences."""
+    rows = []
+    plain = plain_runs(study)
+    if len(plain):
+        means = (percent(float(plain[f"accuracy_{mode}"].mean())) for mode in ("as_trained", "exact"))
+        rows.append((plain_mask(study), "plain model", *[MISSING] * 2, *means, *[MISSING] * 3, "the reference"))
+    for comparison in compare_accuracy(study):
+        has_interval = comparison.low is not None and comparison.high is not None
+        interval = f"{signed(comparison.low, 2)} to {signed(comparison.high, 2)}" if has_interval else MISSING
+        by_seed = ", ".join(
+            f"{seed}:{NO_BREAK}{signed(value)}" for seed, value in sorted(comparison.differences.items())
+        )
+        rows.append(
+            (
+                *name_cell(comparison.cell),
+                percent(comparison.accuracy),
+                percent(comparison.exact),
+                signed(comparison.mean),
+                interval,
+                by_seed or MISSING,
+                judge_accuracy(comparison, plain_mask(study)).outcome,
+            )
+        )
+    return Listing(
+        caption="Last-epoch test accuracy, and its difference to the plain model's in points",
+        columns=(*CELL, "as trained", "exact", "difference", "90 % interval", "by seed", "verdict"),
+        rows=tuple(rows),
+        numeric=frozenset({4, 5, 6, 7}),
+        prose=frozenset({8, 9}),
+        note="Means over seeds. “As trained” evaluates with the approximation where the path has it, “exact” without "
+        "any. Differences are as trained and paired by seed; the interval is Student's t. Each interval stands for "
+        "itself: of ten, one is expected to miss.",
+    )
+
+
+def list_contrasts(study: Study) -> Listing:
+    """List the comparisons that the presets wrote down, made or not."""
+    rows = []
+    for contrast in compare_cells(study):
+        intervals = [None if contrast.low is None else (contrast.low, contrast.high), contrast.images]
+        by_seed = ", ".join(f"{seed}:{NO_BREAK}{signed(value)}" for seed, value in contrast.differences.items())
+        rows.append(
+            (
+                contrast.name,
+                contrast.cell,
+                contrast.against,
+                signed(contrast.mean),
+                *(MISSING if ends is None else f"{signed(ends[0], 2)} to {signed(ends[1], 2)}" for ends in intervals),
+                MISSING if contrast.p is None else number(contrast.p, 3),
+                by_seed or MISSING,
+                judge_contrast(contrast),
+            )
+        )
+    level = f"{100 * LEVEL:g} %"
+    columns = (f"{level} over seeds", f"{level} over seeds and images", "p (Holm)", "by seed", "verdict")
+    return Listing(
+        caption="The comparisons that the experiment was run for, in points of last-epoch test accuracy",
+        columns=("comparison", "cell", "against", "difference", *columns),
+        rows=tuple(rows),
+        numeric=frozenset({3, 4, 5, 6}),
+        prose=frozenset({0, 7, 8}),
+        note="Written down before the runs, in the preset. As trained, paired by seed. Over seeds: Student's t. Over "
+        f"seeds and images: both drawn again, {count(RESAMPLES)} times, from the stored predictions. p: of the paired "
+        "t test, adjusted for the number of comparisons. The verdict is that of the interval over seeds.",
+    )
+
+
+def list_effects(study: Study) -> Listing:
+    """List main effects and pairs of every variant with masks enough to tell them apart."""
+    rows, notes = [], []
+    for effects in estimate_effects(study):
+        for effect in sorted((*effects.main, *effects.pairs), key=lambda effect: effect.points):
+            clear = "holds 0" if effect.low <= 0 <= effect.high else "costs" if effect.high < 0 else "gains"
+            interval = f"{signed(effect.low, 2)} to {signed(effect.high, 2)}"
+            rows.append((effects.cell.label, effect.name, signed(effect.points, 2), interval, clear))
+        notes.append(
+            f"{effects.cell.label}: {plural(effects.masks, 'mask')}, {plural(effects.seeds, 'seed')}, "
+            f"{effects.freedom} degrees of freedom, residual {number(effects.noise)} points."
+        )
+    return Listing(
+        caption="Effects of compressing each layer, and of pairs of layers beyond the sum, in points of accuracy",
+        columns=("compressor", "layer or pair", "effect", f"{100 * LEVEL:g} % interval", "verdict"),
+        rows=tuple(rows),
+        numeric=frozenset({2, 3}),
+        note=" ".join(
+            ["Least squares, a block for each seed; intervals hold for all effects of a kind at once.", *notes]
+        ),
+    )
+
+
+def list_gradients(study: Study) -> Listing:
+    """List what compression did to the gradient of each compressed layer's weight, means over seeds."""
+    columns = ["error_mean", "gradient_cosine", "gradient_cosine_min", "gradient_error", "gradient_bias"]
+    measured = study.layers[study.layers["gradient_error"].notna()]
+    rows = []
+    for (_, layer, mask, _), group in measured.groupby(["index", "layer", "mask", "label"], sort=False):
+        first = group.iloc[0]
+        eps, path = general(first["layer_eps"]), str(first["layer_path"])
+        figures = [number(group[column].astype(float).mean(), 4) for column in columns]
+        rows.append((str(layer), str(mask), str(first["name"]), eps, path, *figures, str(len(group))))
+    return Listing(
+        caption="What compression does to the gradient of a layer's weight",
+        columns=("layer", *CELL, "mean block error", "cosine", "least cosine", "error", "bias", "runs"),
+        rows=tuple(sorted(rows, key=lambda row: row[:2])),
+        numeric=frozenset(range(5, 11)),
+        note="Against the plain model with the same weights, on the same batches and with the same dropout, after "
+        "training. Error is ‖ĝ − g‖ / ‖g‖ over the batches together; bias is ‖Σ(ĝ − g)‖ / ‖Σ g‖, what does not average "
+        "out over them. Where layers in front are approximated in the forward pass, their errors are in it, too.",
+    )
