@@ -1,10 +1,12 @@
 """One figure of the whole chain: what an error of blocks does to gradients, and what that does to accuracy."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from lrbench.report.entries import Comparison, Gradients
 from lrbench.report.facets import Drawing, NothingToDraw, by_layer, legend_name, style_of, why
 from lrbench.report.style import INK, MUTED, PAPER, Look, legend, panels, plain_ticks
 from lrbench.report.summaries import compare_accuracy, measure_gradients
@@ -12,56 +14,68 @@ from lrbench.report.tables import Study
 
 __all__ = ["draw_chain"]
 
-FLOOR = 1e-4
-"""Errors are drawn no lower."""
-
 
 def draw_chain(study: Study) -> Drawing:
     """Draw the error of a layer's blocks against that of its weight's gradient, and that against accuracy."""
-    layers = by_layer(study.layers[study.layers[["error_mean", "gradient_error"]].notna().all(axis=1)])
-    cells = measure_gradients(study)
+    layers = by_layer(study.layers[(study.layers["error_mean"] > 0) & (study.layers["gradient_error"] > 0)])
+    approximated = set(zip(layers["mask"], layers["label"], strict=True))
+    cells = [entry for entry in measure_gradients(study) if (entry.cell.mask, entry.cell.label) in approximated]
     if layers.empty or not cells:
-        raise NothingToDraw(why(study, "gradients", "errors of gradients"))
+        exact = study.layers["gradient_error"].notna().any()
+        raise NothingToDraw("nothing was approximated" if exact else why(study, "gradients", "errors of gradients"))
     fig, (left, right) = panels(["layer by layer", "cell by cell"], 2, 3.0)
     style = style_of(study)
     names: dict[str, Look] = {}
     for (compressor, name), rows in layers.groupby(["compressor", "name"], sort=False):
         look = names.setdefault(str(name), style[str(compressor)])
-        spots = [rows[column].astype(float).clip(lower=FLOOR) for column in ("error_mean", "gradient_error")]
+        spots = [rows[column].astype(float) for column in ("error_mean", "gradient_error")]
         left.plot(*spots, look.marker, color=look.colour, mec=PAPER, mew=0.4, ms=5, alpha=0.8, linestyle="")
-    low = min(float(layers[column].clip(lower=FLOOR).min()) for column in ("error_mean", "gradient_error"))
-    left.plot([0.8 * low, 1], [0.8 * low, 1], color=INK, linestyle="--", linewidth=1)
+    ends = [float(find(layers[["error_mean", "gradient_error"]].to_numpy(float))) for find in (np.min, np.max)]
+    left.plot(ends, ends, color=INK, linestyle="--", linewidth=1)
     left.set(xscale="log", yscale="log", xlabel="mean relative error of a layer's blocks")
     left.set_ylabel("relative error of its weight's gradient")
-    plain_ticks(left.xaxis, log=True)
-    plain_ticks(left.yaxis, log=True)
-    _costs(right, cells, {(c.cell.mask, c.cell.label): c for c in compare_accuracy(study)}, style)
+    with_interval = _costs(right, cells, compare_accuracy(study), style)
+    for axis in (left.xaxis, left.yaxis, right.xaxis):
+        plain_ticks(axis, log=True)
     handles = [look.handle(legend_name(name)) for name, look in names.items()]
     for handle in handles:
         handle.set_linestyle("")
     handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1, label="as large as the blocks' error"))
-    handles.append(Line2D([], [], color=MUTED, linewidth=1.6, label="paired t 90 % interval"))
+    if with_interval:
+        handles.append(Line2D([], [], color=MUTED, linewidth=1.6, label="paired t 90 % interval"))
     legend(fig, handles)
     return fig, (
         "Left: the mean relative error of a layer's blocks, and that of the gradient of its weight, a point for each "
-        f"run and compressed layer (not below {FLOOR:g}). Right: the largest such error among all weights of a cell, "
-        "mean over seeds, and the accuracy that it costs. Gradients are compared with those of the plain model with "
-        "the same weights, on the same batches and with the same dropout, after training."
+        "run and compressed layer. Right: the largest such error among all weights of a cell, mean over seeds, and "
+        "the accuracy that it costs, with the cell's mask. What approximates nothing is left out. Gradients are "
+        "compared with those of the plain model with the same weights, on the same batches and with the same dropout, "
+        "after training."
     )
 
 
-def _costs(ax: Axes, cells: Any, comparisons: Any, style: Any) -> None:
+def _costs(ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Comparison], style: Mapping[str, Look]) -> bool:
+    """Draw accuracies over the errors of gradients; tell whether any has an interval."""
     ax.axhline(0, color=INK, linestyle="--", linewidth=1)
-    for entry in cells:
-        comparison = comparisons.get((entry.cell.mask, entry.cell.label))
-        if comparison is None or comparison.mean is None:
-            continue
-        look, x = style[entry.cell.compressor], max(entry.error, FLOOR)
-        if comparison.low is not None:
-            ax.plot([x, x], [comparison.low, comparison.high], color=look.colour, linewidth=1.6, alpha=0.5)
-        ax.plot(x, comparison.mean, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
-        ax.annotate(entry.cell.mask, (x, comparison.mean), (4, 3), textcoords="offset points", fontsize=6, color=MUTED)
     ax.set(xscale="log", xlabel="largest relative error of a weight's gradient")
     ax.set_ylabel("difference in accuracy (points)")
-    ax.margins(x=0.15)
-    plain_ticks(ax.xaxis, log=True)
+    ax.margins(x=0.25, y=0.12)
+    known = {(comparison.cell.mask, comparison.cell.label): comparison for comparison in comparisons}
+    drawn = []
+    for entry in cells:
+        comparison = known.get((entry.cell.mask, entry.cell.label))
+        if comparison is None or comparison.mean is None:
+            continue
+        look = style[entry.cell.compressor]
+        if comparison.low is not None and comparison.high is not None:
+            ends = [comparison.low, comparison.high]
+            ax.plot([entry.error] * 2, ends, color=look.colour, linewidth=1.6, alpha=0.5)
+        ax.plot(entry.error, comparison.mean, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
+        drawn.append((entry.error, comparison))
+    # Names go to the two sides in turn, from below upwards: neighbours would lie on each other.
+    for place, (x, comparison) in enumerate(sorted(drawn, key=lambda pair: (pair[1].mean, pair[0]))):
+        side = -1 if place % 2 else 1
+        ax.annotate(
+            comparison.cell.mask, (x, comparison.mean), (6 * side, 0), textcoords="offset points", fontsize=6,
+            ha="left" if side > 0 else "right", va="center", color=MUTED,
+        )  # fmt: skip
+    return any(comparison.low is not None for _, comparison in drawn)
