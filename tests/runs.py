@@ -1,7 +1,10 @@
 """Small runs on the photographs, for the tests of everything that trains."""
 
+import subprocess
+import time
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import lrbench.datasets
 from lrbench.datasets import Dataset
@@ -38,3 +41,12 @@ def config(**changes) -> Config:
 
 PLAIN = {"mask": "000000", "compressor": None, "compressor_version": None, "eps": None, "path": None}
 POLICY = {"compressor": "tuned", "compressor_version": None, "eps": None, "path": None}
+
+
+def signal_when_there(file: Path, process: "subprocess.Popen[str]", sent: int) -> str:
+    """Send a signal to a process once a file is there, or it ended, and give what it wrote on its standard error."""
+    deadline = time.monotonic() + 600
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(sent)
+    return process.communicate(timeout=60)[1]

@@ -3,11 +3,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from runs import photos
+from runs import photos, signal_when_there
 
 import lrbench.ablate as ablate
 from lrbench.store import read_runs, write_run
@@ -163,11 +162,7 @@ def test_an_interrupted_grid_is_completed_by_the_same_command(finished, tmp_path
     command = [sys.executable, "-c", INTERRUPTED, str(paused), *SMALL, *QUIET, *GRID, "--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 120
-    while not paused.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    errors = signal_when_there(paused, process, sent)
     assert process.returncode == status, errors
     if sent == signal.SIGINT:
         assert "the same command goes on" in errors

@@ -12,7 +12,7 @@ from dataclasses import replace
 import misbehaving
 import pytest
 from misbehaving import install
-from runs import PLAIN, config, photos
+from runs import PLAIN, config, photos, signal_when_there
 from test_ablate import GRID, QUIET, SMALL, results
 
 import lrbench
@@ -125,11 +125,7 @@ def test_a_command_that_ends_leaves_no_process_behind_and_keeps_what_is_finished
     command = [sys.executable, "-m", "lrbench.ablate", *COMMAND, *grid, "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     hanging = tmp_path / "behave.pid"
-    deadline = time.monotonic() + 600
-    while not hanging.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    errors = signal_when_there(hanging, process, sent)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
     assert _gone(int(hanging.read_text()))
