@@ -13,12 +13,16 @@ from lrbench.compressors.base import Compressor
 from lrbench.compressors.certificate import residual_norms
 from lrbench.compressors.spectral import GRAM_LIMIT, gram_spectrum, shorter_side, triangle_spectrum
 from lrbench.factors import Basis
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 
 @register("svd-same-rank")
 class SameRankSVD(Compressor):
     """The truncated SVD with the rank that ``aca-estimate`` takes on the same block: as many bytes, the least error.
 
+    On a CPU the singular vectors are iterated on until the squared error is proven to exceed the least by no more than
+    a millionth of it, or by 1e-16 of the block's energy.
+
     Parameters
     ----------
     eps : float
@@ -29,18 +33,28 @@ class SameRankSVD(Compressor):
 
     guarantee = None
     forms_blocks = False
+    version = 2
 
     def factorize(self, blocks: Blocks) -> Basis:
         """Take ACA's ranks, and the singular vectors of as many."""
         ranks = EstimatedACA(self.eps).factorize(blocks).ranks
-        _, vectors = gram_spectrum(blocks) if self.eps >= GRAM_LIMIT else triangle_spectrum(blocks)
-        return Basis(shorter_side(blocks), vectors, ranks)
+        side, view = shorter_side(blocks), KernelBlocks.of(blocks)
+        if view is None or self.eps < GRAM_LIMIT:
+            _, vectors = gram_spectrum(blocks) if self.eps >= GRAM_LIMIT else triangle_spectrum(blocks)
+            return Basis(side, vectors, ranks)
+        vectors, found = view.bases(side, 1.0, ranks)
+        failed = (found < 0).nonzero()[:, 0]
+        if len(failed):
+            vectors[failed] = gram_spectrum(blocks.select(failed))[1]
+        return Basis(side, vectors, ranks)
 
 
 @register("svd-same-error")
 class SameErrorSVD(Compressor):
     """The truncated SVD of the least rank whose error is not above that of ``aca-estimate`` on the same block.
 
+    On a CPU the singular vectors are iterated on until that rank is proven to be the least.
+
     Parameters
     ----------
     eps : float
@@ -51,20 +65,27 @@ class SameErrorSVD(Compressor):
 
     guarantee = None
     forms_blocks = False
+    version = 2
 
     def factorize(self, blocks: Blocks) -> Basis:
         """Measure ACA's errors, and take the singular vectors that they leave no room to drop."""
         known = EstimatedACA(self.eps).factorize(blocks)
-        lost = residual_norms(blocks, known, torch.zeros_like(known.ranks)).square()
-        energies, vectors = gram_spectrum(blocks)
-        # Of errors so small the Gram matrix does not tell; LAPACK does, and costs more.
-        small = (lost < GRAM_LIMIT**2 * blocks.squared_norm()).nonzero()[:, 0]
-        if len(small):
-            energies[small], vectors[small] = triangle_spectrum(blocks.select(small))
-        return Basis(shorter_side(blocks), vectors, _least_ranks(energies, lost, known.ranks))
+        lost, total = residual_norms(blocks, known, torch.zeros_like(known.ranks)).square(), blocks.squared_norm()
+        view = KernelBlocks.of(blocks)
+        if view is None:
+            energies, vectors = gram_spectrum(blocks)
+            ranks = _least_ranks(energies, lost)
+        else:
+            vectors, ranks = view.bases(shorter_side(blocks), (lost / total.where(total > 0, 1)).sqrt())
+        # Of errors so small the Gram matrix does not tell; LAPACK does, and costs more. Below zero no rank was found.
+        small = (lost < GRAM_LIMIT**2 * total) | (ranks < 0)
+        if small.any():
+            energies, vectors[small] = triangle_spectrum(blocks.select(small.nonzero()[:, 0]))
+            ranks[small] = _least_ranks(energies, lost[small])
+        # By Eckart and Young those of ACA are enough.
+        return Basis(shorter_side(blocks), vectors, torch.minimum(ranks, known.ranks))
 
 
-def _least_ranks(energies: Tensor, lost: Tensor, most: Tensor) -> Tensor:
-    """The least ranks that lose no more than ``lost``; those of ACA, ``most``, are enough by Eckart and Young."""
-    ranks = (energies.cumsum(1) > lost[:, None]).sum(1)
-    return torch.minimum(ranks, most)
+def _least_ranks(energies: Tensor, lost: Tensor) -> Tensor:
+    """The least ranks that lose no more than ``lost``."""
+    return (energies.cumsum(1) > lost[:, None]).sum(1)

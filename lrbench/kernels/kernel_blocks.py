@@ -66,25 +66,39 @@ class KernelBlocks(NamedTuple):
             isinstance(blocks, Im2col) and blocks.geometry.stride == (1, 1)
         )
 
-    def bases(self, side: Literal["rows", "columns"], eps: float) -> tuple[Tensor, Tensor]:
-        """Orthonormal bases on which the blocks' projections keep ``eps``: see :mod:`lrbench.kernels.spectral`.
+    def bases(
+        self, side: Literal["rows", "columns"], eps: float | Tensor, ranks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Leading singular vectors: see :mod:`lrbench.kernels.spectral`.
+
+        Parameters
+        ----------
+        side
+            The shorter one.
+        eps : float or Tensor
+            In (0, 1): what the blocks' projections on the least number of vectors keep; of all, or (N,) of each.
+        ranks : Tensor, optional
+            (N,) int64: numbers of vectors that are to be found whatever is lost.
 
         Returns
         -------
         tuple
-            (N, k, k) float64, of which the leading ``ranks[i]`` rows are block i's, and the ranks, (N,) int64.
+            (N, k, k) float64, of which the leading ``ranks[i]`` rows are block i's, and the ranks, (N,) int64, below
+            zero where the iteration failed.
         """
-        size = _shape(self.layout)[0 if side == "rows" else 1]
+        N, size = len(self.images), _shape(self.layout)[0 if side == "rows" else 1]
         kernel = spectral.rows_bases if side == "rows" else spectral.columns_bases
-        bases, ranks = np.empty((len(self.images), size, size)), np.empty(len(self.images), np.int64)
+        bases = np.empty((N, size, size))
+        counts = np.full(N, spectral.ANY) if ranks is None else ranks.numpy().copy()
+        tolerances = eps.numpy() if isinstance(eps, Tensor) else np.full(N, eps)
         power = _powers(np.zeros_like(self.exponent), self.exponent)
 
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
-            kernel(self.images[cut], power[cut], self.layout, eps, bases[cut], ranks[cut])
+            kernel(self.images[cut], power[cut], self.layout, tolerances[cut], bases[cut], counts[cut])
 
-        for_parts(len(self.images), part)
-        return torch.from_numpy(bases), torch.from_numpy(ranks)
+        for_parts(N, part)
+        return torch.from_numpy(bases), torch.from_numpy(counts)
 
     def keys(self, weights: Tensor) -> Tensor:
         """Sums of the scaled images' bits times weights, (C·H·W,) int64, modulo 2**64: (N,) int64."""

@@ -1,4 +1,7 @@
-"""Leading eigenvectors of a small Gram matrix, as many as a tolerance asks for, and proof that fewer will not do."""
+"""Leading eigenvectors of a small Gram matrix, as many as a tolerance asks for, and proof that fewer will not do.
+
+Or as many as are asked for, and proof that no others hold more.
+"""
 
 from typing import Any
 
@@ -6,13 +9,19 @@ import numpy as np
 
 from lrbench.kernels.loops import compiled, dot, exact, inner, subtract
 
-__all__ = ["FAILED", "lanczos_scratch", "leading_eigenvectors"]
+__all__ = ["ANY", "FAILED", "lanczos_scratch", "leading_eigenvectors"]
 
 FAILED = -1
 """Stands for a rank where the iteration did not come to an end."""
 
+ANY = -1
+"""In place of a rank: the least that the tolerance allows."""
+
 _SLACK = 1e-6
-"""The lost energy may exceed the least possible by this part of what the tolerance allows."""
+"""The lost energy may exceed the least possible by this part of what the tolerance allows, or of itself."""
+
+_UNSEEN = 1e-10
+"""Energy, as a part of all, that a Gram matrix does not tell from rounding errors."""
 
 _LANES = 8
 """Eigenvectors are computed so many at a time, a lane of a vector register for each."""
@@ -25,7 +34,7 @@ def lanczos_scratch(n: int) -> tuple[Any, Any, Any]:  # pragma: no cover (compil
 
 
 @compiled
-def leading_eigenvectors(G: Any, eps: float, scratch: Any) -> int:  # pragma: no cover (compiled)
+def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  # pragma: no cover (compiled)
     """Replace the first rows of G = D Dᵀ by an orthonormal basis on which D's projection is off by at most eps ‖D‖_F.
 
     Lanczos iteration with full reorthogonalization (C. Lanczos, 1950; C. C. Paige, 1972), stopped by what it proves.
@@ -35,7 +44,8 @@ def leading_eigenvectors(G: Any, eps: float, scratch: Any) -> int:  # pragma: no
     not exceed the k-th largest eigenvalue, the sum of the k largest of that matrix, U_k, bounds the sum of G's k
     largest eigenvalues from above, while Σ θ_i bounds it from below. The rank is r when U_{r−1} leaves more energy
     than the tolerance allows, so that no r − 1 directions can do (Eckart and Young), when the r largest θ leave less,
-    and when they capture what U_r says can be had, but for a millionth part of the allowance.
+    and when they capture what U_r says can be had, but for a millionth part of the allowance. Where a rank is given,
+    the last of these is all that is asked, for a millionth part of what is lost.
 
     Parameters
     ----------
@@ -44,13 +54,15 @@ def leading_eigenvectors(G: Any, eps: float, scratch: Any) -> int:  # pragma: no
         Ritz value.
     eps : float
         In (0, 1); above some 1e-7, for the square of it to be seen beside one.
+    rank : int
+        ANY, or how many vectors there are to be, 0..n; eps is then not read.
     scratch
         From :func:`lanczos_scratch`.
 
     Returns
     -------
     int
-        The rank r, 0..n; FAILED, with G spoilt, if an eigenvalue iteration did not converge.
+        The rank r, 0..n, of a zero matrix always 0; FAILED, with G spoilt, if an eigenvalue iteration did not converge.
     """
     Q, Z, vectors = scratch
     n = G.shape[0]
@@ -60,7 +72,8 @@ def leading_eigenvectors(G: Any, eps: float, scratch: Any) -> int:  # pragma: no
     for i in range(n):
         trace += G[i, i]
         frobenius += dot(G[i], G[i])
-    if trace == 0.0:
+    given = rank != ANY
+    if trace == 0.0 or rank == 0:
         return 0
     allowed = eps * eps * trace
     for i in range(n):
@@ -75,7 +88,9 @@ def leading_eigenvectors(G: Any, eps: float, scratch: Any) -> int:  # pragma: no
         Q[0, i] = w[i] * scale
     # Before so little is left a check is lost labour; how little differs with the tolerance (found by trial).
     patience = min(0.6, max(0.15, 2 * eps)) * allowed
-    j, check, r = 0, 2, 0
+    if given:
+        patience = trace
+    j, check, r = 0, rank + 2 if given else 2, 0
     captured, known = 0.0, 0.0  # trace(T), ‖T‖_F²
     while True:
         inner(G, n, Q[j], w)
@@ -108,9 +123,11 @@ def leading_eigenvectors(G: Any, eps: float, scratch: Any) -> int:  # pragma: no
             if not _eigenvalues(theta, squares, j):
                 return FAILED
             total, r = 0.0, 0
-            while r < j and trace - total > allowed:
+            while r < j and (r < rank if given else trace - total > allowed):
                 total += theta[r]
                 r += 1
+            if given:
+                allowed = max(trace - total, _UNSEEN * trace)
             if j == n:
                 break
             rest = min(np.sqrt(max(0.0, frobenius - known - 2 * b * b)), trace)
@@ -125,7 +142,7 @@ def leading_eigenvectors(G: Any, eps: float, scratch: Any) -> int:  # pragma: no
                 best = 0.0
                 for i in range(r - 1):
                     best += upper[i]
-                if trace - best > allowed and best + upper[r - 1] - total <= _SLACK * allowed:
+                if (given or trace - best > allowed) and best + upper[r - 1] - total <= _SLACK * allowed:
                     break
             check = j + max(1, j // 8)
         known += 2 * b * b

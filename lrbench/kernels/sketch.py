@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
-from lrbench.kernels.lanczos import lanczos_scratch, leading_eigenvectors
+from lrbench.kernels.lanczos import ANY, lanczos_scratch, leading_eigenvectors
 from lrbench.kernels.layout import pad
 from lrbench.kernels.loops import accumulate, compiled, correlate, dot, inner, subtract
 
@@ -169,7 +169,7 @@ def truncate(
     allowed = eps * eps * trace - max(0.0, trace - held)
     if allowed <= 0.0 or held <= 0.0:
         return TOO_NARROW
-    r = leading_eigenvectors(T, np.sqrt(min(1.0, allowed / held)), space)
+    r = leading_eigenvectors(T, np.sqrt(min(1.0, allowed / held)), ANY, space)
     if r < 0:
         return TOO_NARROW
     for i in range(r):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lrbench.kernels.lanczos import lanczos_scratch, leading_eigenvectors
+from lrbench.kernels.lanczos import ANY, lanczos_scratch, leading_eigenvectors
 
 Matrix = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def test_the_rank_is_the_least_and_the_subspace_the_best(name: str, eps: float, 
     values = SPECTRA[name]
     G = np.diag(values).astype(np.float64) if diagonal else rotated(values)
     work = G.copy()
-    rank = leading_eigenvectors(work, eps, lanczos_scratch(len(G)))
+    rank = leading_eigenvectors(work, eps, ANY, lanczos_scratch(len(G)))
     assert least_rank(values, eps * (1 + 1e-9)) <= rank <= least_rank(values, eps * (1 - 1e-9))
     basis = work[:rank]
     np.testing.assert_allclose(basis @ basis.T, np.eye(rank), atol=1e-12)
@@ -51,6 +51,21 @@ def test_the_rank_is_the_least_and_the_subspace_the_best(name: str, eps: float, 
     least = np.sort(values)[: len(values) - rank].sum()
     assert lost <= eps**2 * values.sum() * (1 + 1e-9)
     assert least - 1e-12 <= lost <= least + 1.01e-6 * eps**2 * values.sum() + 1e-12
+
+
+@pytest.mark.parametrize("diagonal", [False, True], ids=["rotated", "diagonal"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_of_a_rank_that_is_given_the_subspace_is_the_best(name: str, diagonal: bool) -> None:
+    values = SPECTRA[name]
+    G = np.diag(values).astype(np.float64) if diagonal else rotated(values)
+    for rank in range(len(values) + 1):
+        work = G.copy()
+        assert leading_eigenvectors(work, 1.0, rank, lanczos_scratch(len(G))) == rank
+        basis = work[:rank]
+        np.testing.assert_allclose(basis @ basis.T, np.eye(rank), atol=1e-12)
+        lost = values.sum() - np.trace(basis @ G @ basis.T)
+        least = np.sort(values)[: len(values) - rank].sum()
+        assert least - 1e-12 <= lost <= least * (1 + 1.01e-6) + 1e-12
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -61,7 +76,7 @@ def test_equal_eigenvalues_get_different_vectors(seed: int) -> None:
     G = rotated(values, seed)
     for eps in (0.3, 0.03, 1e-3):
         work = G.copy()
-        rank = leading_eigenvectors(work, eps, lanczos_scratch(len(G)))
+        rank = leading_eigenvectors(work, eps, ANY, lanczos_scratch(len(G)))
         assert least_rank(values, eps * (1 + 1e-9)) <= rank <= least_rank(values, eps * (1 - 1e-9))
         basis = work[:rank]
         np.testing.assert_allclose(basis @ basis.T, np.eye(rank), atol=1e-12)
@@ -76,7 +91,7 @@ def test_no_rotation_of_equal_eigenvalues_makes_it_give_up() -> None:
         values = np.repeat(10.0 ** -g.uniform(0, 3, 6), g.integers(1, 5, 6))
         scratch = lanczos_scratch(len(values))
         for rotation in range(40):
-            rank = leading_eigenvectors(rotated(values, 1000 * seed + rotation), 1e-3, scratch)
+            rank = leading_eigenvectors(rotated(values, 1000 * seed + rotation), 1e-3, ANY, scratch)
             assert rank == least_rank(values, 1e-3), rotation
 
 
@@ -84,19 +99,19 @@ def test_scratch_that_was_used_before_changes_nothing() -> None:
     scratch = lanczos_scratch(30)
     first, second = rotated(SPECTRA["geometric"]), rotated(SPECTRA["geometric"], seed=5)
     alone = first.copy()
-    rank = leading_eigenvectors(alone, 0.1, scratch)
-    leading_eigenvectors(second, 1e-3, scratch)
+    rank = leading_eigenvectors(alone, 0.1, ANY, scratch)
+    leading_eigenvectors(second, 1e-3, ANY, scratch)
     again = first.copy()
-    assert leading_eigenvectors(again, 0.1, scratch) == rank
+    assert leading_eigenvectors(again, 0.1, ANY, scratch) == rank
     assert np.array_equal(again[:rank], alone[:rank])
     for part in scratch:
         part[:] = np.nan
-    assert leading_eigenvectors(first, 0.1, scratch) == rank
+    assert leading_eigenvectors(first, 0.1, ANY, scratch) == rank
     assert np.array_equal(first[:rank], alone[:rank])
 
 
 def test_a_zero_matrix_has_rank_zero() -> None:
-    assert leading_eigenvectors(np.zeros((4, 4)), 0.1, lanczos_scratch(4)) == 0
+    assert leading_eigenvectors(np.zeros((4, 4)), 0.1, ANY, lanczos_scratch(4)) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -109,5 +124,5 @@ def test_a_start_that_misses_a_direction_does_not_hide_it(seed: int) -> None:
     values = np.linalg.eigvalsh(G)
     for eps in (0.6, 0.3, 0.05):
         work = G.copy()
-        rank = leading_eigenvectors(work, eps, lanczos_scratch(11))
+        rank = leading_eigenvectors(work, eps, ANY, lanczos_scratch(11))
         assert rank == least_rank(values, eps)
