@@ -25,7 +25,7 @@ from tqdm import tqdm
 import lrbench
 from benchmarks.inputs import trained_network
 from benchmarks.speed import images_of
-from lrbench.checkpointing import Checkpointed
+from lrbench.checkpointing import checkpointed
 from lrbench.environment import environment
 from lrbench.files import write_atomically
 from lrbench.measure.memory import Peak
@@ -59,7 +59,7 @@ def rows() -> dict[str, Make]:
         "111111, none, both": wrapped("111111", "none", None, "both", False),
     }
     for count in SEGMENTS:
-        made[f"checkpointed, {count} segments"] = lambda model, count=count: Checkpointed(model, count)
+        made[f"checkpointed, {count} segments"] = lambda model, count=count: checkpointed(model, count)
     for lean in (False, True):
         suffix = ", bits" if lean else ""
         if lean:

@@ -52,8 +52,8 @@ lrbench ablate
 lrbench ablate --preset paper --data-dir DIR --out results/paper
 lrbench ablate --compressors svd aca --masks 000000 101010 --out DIR
 lrbench ablate --compressors --masks 000000 --policies tuned.toml"""
-OF_THE_PAPER = ("widths", "masks")
-"""What a preset says of the paper's network alone; others have widths of their own, and another number of bits."""
+OF_ONE_MODEL = ("widths", "masks")
+"""What a preset says of its network alone; others have widths of their own, and another number of bits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,11 +97,13 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     from lrbench.experiment import Experiment
     from lrbench.grid import Grid, expand_all, load_policies
     from lrbench.lock import locked
+    from lrbench.policy import Policy
     from lrbench.running.machine import Machine
 
     try:
         data = load_dataset(options.dataset, options.data_dir)
-        policies = load_policies(options.policies)
+        planned = {name: Policy.from_table(table) for name, table in options.planned.items()}
+        policies = {**planned, **load_policies(options.policies)}
         grids = [Grid(**axes, seeds=options.seeds, policies=policies) for axes in options.grids]
         C, H, W = data.train_images.shape[1:]
         configs, reasons = expand_all(grids, _base(options, data), len(data.classes), (C, H, W))
@@ -367,7 +369,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder; else downloaded")
     add("--train-size", type=int, metavar="N", help="how many training images")
     add("--test-size", type=int, metavar="N", help="how many test images")
-    add("--model", default="paper", help=f"{', '.join(MODELS)}, MODULE:NAME")
+    add("--model", metavar="NAME", help=f"{', '.join(MODELS)}, MODULE:NAME")
     add("--widths", type=int, nargs="+", metavar="W", help="of a model named here")
     add("--epochs", type=int, metavar="N")
     add("--batch-size", type=int, metavar="N")
@@ -418,15 +420,20 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     if options.preset is None:
         options.preset = "cifar10" if options.dataset == "cifar10" else "demo"
     preset = load_preset(options.preset)
+    model = preset.options.get("model", "paper")
+    as_planned = options.model in (None, model)
+    if options.model is None:
+        options.model = model
     for name, value in preset.options.items():
-        if getattr(options, name) is None and (name not in OF_THE_PAPER or options.model == "paper"):
+        if getattr(options, name) is None and (as_planned or name not in OF_ONE_MODEL):
             setattr(options, name, value)
     # An axis that is given, or said by the preset for all its grids, is that of every grid.
     options.grids = [
         {axis: given if (given := getattr(options, axis)) is not None else grid.get(axis) for axis in AXES}
         for grid in preset.grids
     ]
-    if options.model != "paper":
+    options.planned = preset.policies if as_planned else {}
+    if not as_planned:
         options.grids = [{**grid, "masks": options.masks} for grid in options.grids]
     if options.out is None:
         options.out = Path("results") / options.preset

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lrbench.bit_modules import lean
+from lrbench.bit_modules import lean, unlean
+from lrbench.checkpointing import checkpointed, uncheckpointed
 from lrbench.compressed import Compressed
 from lrbench.compressors import Compressor, get_compressor
 from lrbench.im2col import Geometry, Im2col
@@ -240,8 +241,9 @@ def wrap(
         Any module; a ``Conv2d`` itself may be one.
     mask
         Which convolutions: bits in the order of ``named_modules``, or names or glob patterns. Or a
-        :class:`lrbench.Policy`, which says for each layer what follows here for all of them; if it is lean, so becomes
-        the model, and :func:`lrbench.unlean` undoes that.
+        :class:`lrbench.Policy`, which says for each layer what follows here for all of them; if it is lean or has
+        segments, so becomes the model, and :func:`lrbench.unlean` and
+        :func:`lrbench.checkpointing.uncheckpointed` undo that.
     compressor
         A registered name, a file and a class in it such as ``./mine.py:Mine``, or an instance; each layer gets a copy.
     eps
@@ -296,6 +298,12 @@ def wrap(
             raise ValueError(f"{made.name or type(made).__name__} is not for layer {name!r} on path {way}: {reason}")
     if isinstance(mask, Policy) and mask.lean:
         lean(model)
+    if isinstance(mask, Policy) and mask.segments:
+        try:
+            checkpointed(model, mask.segments)
+        except ValueError:
+            unlean(model)
+            raise
     for name, (made, way) in plan.items():
         conv = layers[name]
         # In the instance's dictionary it comes before the class's method, whatever becomes of the class.
@@ -309,3 +317,8 @@ def unwrap(model: _Model) -> _Model:
     for name in compressed_layers(model):
         del vars(layers[name])["_conv_forward"]
     return model
+
+
+def plain_copy(model: _Model) -> _Model:
+    """A copy of a model in which nothing is compressed, kept as bits, or computed again."""
+    return uncheckpointed(unlean(unwrap(copy.deepcopy(model))))

@@ -16,8 +16,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from lrbench import distributed
-from lrbench.bit_modules import lean_modules, unlean
-from lrbench.conv import compressed_layers, unwrap
+from lrbench.bit_modules import lean_modules
+from lrbench.checkpointing import segments_of
+from lrbench.conv import compressed_layers, plain_copy
 from lrbench.datasets import Dataset, to_float
 from lrbench.environment import device_name, environment
 from lrbench.files import UnwritableError
@@ -193,14 +194,14 @@ class Experiment:
         if not _changed(model):
             return []
         batches = (self._batch(k, config) for k in range(self._batches(config)))
-        rows = measure_gradients(model, _plain_copy(model), batches, config.seed)
+        rows = measure_gradients(model, plain_copy(model), batches, config.seed)
         return [{key: None if value == math.inf else value for key, value in row.items()} for row in rows]
 
     def _step_times(self, model: nn.Module, config: Config) -> dict[str, Any]:
         """Time steps of copies of the model, side by side with the plain one."""
         if not self.rounds:
             raise NotMeasured("the command asked for no timing")
-        plain, wrapped = _plain_copy(model), copy.deepcopy(model)
+        plain, wrapped = plain_copy(model), copy.deepcopy(model)
         generators = [config.device] if config.device.startswith("cuda") else []
         with self.alone(), torch.random.fork_rng(devices=generators):
             torch.manual_seed(config.seed)  # of dropout: the ranks of a step depend on it
@@ -227,7 +228,7 @@ class Experiment:
         key = tuple(getattr(config, name) for name in named)
         with self.alone():
             if key not in self._plain_peaks:
-                self._plain_peaks[key] = measure_step_peaks(_plain_copy(model), x, y, self.processes)
+                self._plain_peaks[key] = measure_step_peaks(plain_copy(model), x, y, self.processes)
             plain = self._plain_peaks[key]
             wrapped = measure_step_peaks(model, x, y, self.processes) if _changed(model) else None
         if min(_median(plain), _median(wrapped or plain)) <= 0:
@@ -267,13 +268,9 @@ class Experiment:
         return to_float(images.to(config.device)), labels.to(config.device)
 
 
-def _plain_copy(model: nn.Module) -> nn.Module:
-    return unlean(unwrap(copy.deepcopy(model)))
-
-
 def _changed(model: nn.Module) -> bool:
     """Whether a model is another one than the plain."""
-    return bool(compressed_layers(model) or lean_modules(model))
+    return bool(compressed_layers(model) or lean_modules(model) or segments_of(model))
 
 
 def _median(peaks: list[Peak]) -> float:

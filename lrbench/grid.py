@@ -167,8 +167,8 @@ def _policy_cell(name: str, policy: Policy, model: nn.Module, base: Config) -> C
     """The runs of a policy, but for the seed; what is wrong with it is found on a model without numbers."""
     if name in (*list_compressors(), "plain"):
         raise ValueError(f"a policy is called {name}, which is a name that runs have without one: rename its file")
-    if not policy.layers and not policy.lean:
-        raise ValueError(f"policy {name} changes nothing: give it a table layers.NAME or lean = true")
+    if policy == Policy({}):
+        raise ValueError(f"policy {name} changes nothing: give it a table layers.NAME, lean = true, or segments")
     try:
         wrapped = compressed_layers(wrap(copy.deepcopy(model), policy))
         identity = policy.identity()

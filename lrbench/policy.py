@@ -48,10 +48,13 @@ class Policy:
         A :class:`LayerPolicy` by name of the convolution; layers that are not named stay plain.
     lean : bool
         Whether ReLU, dropout and max pooling keep bits: see :func:`lrbench.lean`.
+    segments : int
+        In how many parts a sequential model is checkpointed: see :func:`lrbench.checkpointing.checkpointed`; 0 for not.
     """
 
     layers: Mapping[str, LayerPolicy]
     lean: bool = False
+    segments: int = 0
 
     @classmethod
     def from_toml(cls, text: str) -> "Policy":
@@ -67,15 +70,22 @@ class Policy:
             given = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:  # brackets within brackets, thousands deep
             raise ValueError(f"the policy is no TOML: {error}") from error
-        unknown = sorted(set(given) - {"lean", "layers"})
+        return cls.from_table(given)
+
+    @classmethod
+    def from_table(cls, given: Mapping[str, Any]) -> "Policy":
+        """Make a policy of what a TOML file, or a table in one, holds; errors are those of :meth:`from_toml`."""
+        unknown = sorted(set(given) - {"lean", "segments", "layers"})
         if unknown:
-            raise ValueError(f"the policy has {', '.join(unknown)}: it takes lean and tables layers.NAME")
-        lean, layers = given.get("lean", False), given.get("layers", {})
+            raise ValueError(f"the policy has {', '.join(unknown)}: it takes lean, segments and tables layers.NAME")
+        lean, segments, layers = given.get("lean", False), given.get("segments", 0), given.get("layers", {})
         if not isinstance(lean, bool):
             raise ValueError(f"lean is {lean!r} in the policy: use true or false")
+        if isinstance(segments, bool) or not isinstance(segments, int) or segments < 0:
+            raise ValueError(f"segments is {segments!r} in the policy: use a whole number, 0 for no checkpointing")
         if not isinstance(layers, dict) or not all(isinstance(entry, dict) for entry in layers.values()):
             raise ValueError("layers in the policy must be tables: [layers.NAME]")
-        return cls({name: _layer(name, entry) for name, entry in layers.items()}, lean)
+        return cls({name: _layer(name, entry) for name, entry in layers.items()}, lean, segments)
 
     @classmethod
     def load(cls, path: Path | str) -> "Policy":
@@ -95,7 +105,7 @@ class Policy:
 
     def to_toml(self) -> str:
         """Write a policy such that :meth:`from_toml` gives the same again."""
-        lines = [f"lean = {_value(self.lean)}"]
+        lines = [f"lean = {_value(self.lean)}", *([f"segments = {self.segments}"] if self.segments else [])]
         for name, layer in self.layers.items():
             lines += ["", f"[layers.{_value(name)}]", f"compressor = {_value(layer.compressor)}"]
             if layer.eps is not None:
@@ -113,7 +123,8 @@ class Policy:
             made = layer.make()
             known = {"compressor": made.name, "options": dict(layer.options), "version": made.version}
             layers[name] = asdict(layer) | known
-        return json.dumps({"lean": self.lean, "layers": layers}, sort_keys=True)
+        cut = {"segments": self.segments} if self.segments else {}
+        return json.dumps({"lean": self.lean, **cut, "layers": layers}, sort_keys=True)
 
     @classmethod
     def from_identity(cls, text: str) -> "Policy":
@@ -121,7 +132,8 @@ class Policy:
         given = json.loads(text)
         for layer in given["layers"].values():
             layer.pop("version")
-        return cls({name: LayerPolicy(**layer) for name, layer in given["layers"].items()}, given["lean"])
+        layers = {name: LayerPolicy(**layer) for name, layer in given["layers"].items()}
+        return cls(layers, given["lean"], given.get("segments", 0))
 
 
 def _layer(name: str, entry: dict[str, Any]) -> LayerPolicy:

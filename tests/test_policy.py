@@ -1,6 +1,8 @@
 """A policy says for each layer what is done to it, survives TOML, and is checked before a model is touched."""
 
+import copy
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import nn
 
 import lrbench
 from lrbench import LayerPolicy, Policy
+from lrbench.checkpointing import segments_of
+from lrbench.conv import plain_copy
 from lrbench.models import paper_cnn
 
 TEXT = """
@@ -48,6 +52,22 @@ def test_each_layer_gets_what_the_policy_says_of_it() -> None:
     assert not lrbench.lean_modules(model)
 
 
+def test_a_policy_cuts_a_model_into_segments_and_its_gradients_stay_as_they_are() -> None:
+    plain = network()
+    model = lrbench.wrap(copy.deepcopy(plain), Policy({}, lean=True, segments=4))
+    assert segments_of(model) == 4
+    x = torch.rand(2, 3, 16, 16)
+    for each in (plain, model):
+        torch.manual_seed(0)
+        each(x).square().sum().backward()
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
+    again = plain_copy(model)
+    assert not segments_of(again)
+    assert not lrbench.lean_modules(again)
+    assert segments_of(model) == 4
+
+
 _text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1)
 _values = st.one_of(
     st.booleans(), st.integers(-(2**62), 2**62), st.floats(allow_nan=False, allow_infinity=False), _text
@@ -61,7 +81,14 @@ _layers = st.builds(
 )
 
 
-@given(st.builds(Policy, layers=st.dictionaries(_text, _layers, max_size=3), lean=st.booleans()))
+@given(
+    st.builds(
+        Policy,
+        layers=st.dictionaries(_text, _layers, max_size=3),
+        lean=st.booleans(),
+        segments=st.integers(0, 2**62),
+    )
+)
 def test_a_policy_survives_toml(policy: Policy) -> None:
     assert Policy.from_toml(policy.to_toml()) == policy
 
@@ -75,6 +102,9 @@ def test_any_text_is_a_policy_or_a_clear_error(text: str) -> None:
 def test_the_identity_holds_the_versions_and_gives_the_policy_back() -> None:
     policy = Policy.from_toml(TEXT)
     assert Policy.from_identity(policy.identity()) == policy
+    assert "segments" not in policy.identity()  # runs of before there were any keep their names
+    cut = replace(policy, segments=3)
+    assert Policy.from_identity(cut.identity()) == cut
     version = lrbench.get_compressor("svd").version
     assert (
         f'"compressor": "svd", "eps": 0.3, "options": {{}}, "path": "backward", "version": {version}'
@@ -86,6 +116,8 @@ def test_the_identity_holds_the_versions_and_gives_the_policy_back() -> None:
     ("text", "message"),
     [
         ("lean = 3", "lean is 3"),
+        ("segments = -1", "segments is -1"),
+        ("segments = true", "segments is True"),
         ("mask = '1'", "the policy has mask"),
         ("layers = 3", "must be tables"),
         ("[layers.conv1]\neps = 0.1", "names no compressor"),
@@ -117,6 +149,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
         (Policy({"conv1": LayerPolicy("svd", path="sideways")}, lean=True), "path is 'sideways'"),
         (Policy({"conv1": LayerPolicy("svd", eps=2.0)}, lean=True), r"eps is 2\.0"),
         (Policy({"conv1": LayerPolicy("svg")}, lean=True), "did you mean"),
+        (Policy({"conv1": LayerPolicy("svd")}, lean=True, segments=99), "cut into 1 to"),
     ],
 )
 def test_a_policy_that_does_not_fit_leaves_the_model_as_it_was(policy: Policy, message: str) -> None:
@@ -125,6 +158,7 @@ def test_a_policy_that_does_not_fit_leaves_the_model_as_it_was(policy: Policy, m
         lrbench.wrap(model, policy)
     assert not lrbench.compressed_layers(model)
     assert not lrbench.lean_modules(model)
+    assert not segments_of(model)
 
 
 def test_a_policy_beside_other_arguments_is_refused() -> None:

@@ -5,13 +5,17 @@ from runs import config
 
 from lrbench import ablate
 from lrbench.grid import Grid, expand_all
+from lrbench.models import own_widths
+from lrbench.policy import Policy
 from lrbench.presets import list_presets, load_preset
 
 
 def runs_of(name):
     options = ablate._options(["--preset", name])
-    grids = [Grid(**axes, seeds=options.seeds) for axes in options.grids]
-    return expand_all(grids, config(widths=tuple(options.widths)), 10)[0]
+    policies = {policy: Policy.from_table(table) for policy, table in options.planned.items()}
+    grids = [Grid(**axes, seeds=options.seeds, policies=policies) for axes in options.grids]
+    base = config(model=options.model, widths=tuple(options.widths or own_widths(options.model)))
+    return expand_all(grids, base, 10)[0]
 
 
 @pytest.mark.parametrize("name", list_presets())
@@ -22,7 +26,8 @@ def test_a_preset_says_what_it_asks_and_every_comparison_is_of_cells_that_run(na
     runs = runs_of(name)
     for comparison in preset.comparisons:
         for cell in (comparison.cell, comparison.against):
-            found = [run for run in runs if all(getattr(run, key) == value for key, value in cell.items())]
+            named = {"compressor": None, **cell}  # the plain model is the one that names none
+            found = [run for run in runs if all(getattr(run, key) == value for key, value in named.items())]
             assert {run.seed for run in found} == set(preset.options["seeds"]), comparison
             kinds = {(run.mask, run.compressor, run.eps, run.path) for run in found}
             assert len(kinds) == 1, f"{comparison.name} names more than one cell: {kinds}"

@@ -4,7 +4,6 @@ Published savings are such formulas. This one knows what PyTorch's modules keep 
 tensor once that several of them keep; the shapes come from a forward pass on the meta device, which holds no numbers.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrbench.bit_modules import lean_modules, unlean
-from lrbench.checkpointing import Checkpointed
-from lrbench.conv import compressed_layers, unwrap
+from lrbench.bit_modules import lean_modules
+from lrbench.checkpointing import segments_of
+from lrbench.conv import compressed_layers, plain_copy
 
 __all__ = ["Ranks", "UnknownModuleError", "factor_bytes", "held_by_formula"]
 
@@ -84,9 +83,9 @@ def held_by_formula(model: nn.Module, batch: Tensor, kept: dict[str, int]) -> di
     UnknownModuleError
         If a module takes part in the graph of which the formula knows nothing.
     """
-    if any(isinstance(module, Checkpointed) for module in model.modules()):
+    if any(map(segments_of, model.modules())):
         raise UnknownModuleError("there is no formula for what checkpointing keeps: most of it is computed again")
-    meta = unlean(unwrap(copy.deepcopy(model))).to("meta")
+    meta = plain_copy(model).to("meta")
     lean, wrapped = lean_modules(model), compressed_layers(model)
     met: list[Tensor] = []  # alive meanwhile, or another tensor would take the place of one
     x = torch.empty_like(batch, device="meta")

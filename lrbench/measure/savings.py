@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrbench.bit_modules import lean_modules, unlean
-from lrbench.conv import CompressedConvolution, compressed_layers, unwrap
+from lrbench.bit_modules import lean_modules
+from lrbench.checkpointing import segments_of
+from lrbench.conv import CompressedConvolution, compressed_layers, plain_copy, unwrap
 from lrbench.factors import Factors
 from lrbench.im2col import Geometry, Im2col
 from lrbench.measure.formula import Ranks, UnknownModuleError, factor_bytes, held_by_formula
@@ -25,7 +26,7 @@ def measure_savings(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> di
     Parameters
     ----------
     model : torch.nn.Module
-        Wrapped, lean, both or neither. It is left as it was.
+        Wrapped, lean, checkpointed, or none of it. It is left as it was.
     x, y : Tensor
         A batch: inputs and class labels, on the model's device.
     seed : int
@@ -44,7 +45,8 @@ def measure_savings(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> di
     """
     ours, codes = _measured(model, x, y, seed)
     bare = _measured(unwrap(copy.deepcopy(model)), x, y, seed)[0] if compressed_layers(model) else ours
-    plain = _measured(unlean(unwrap(copy.deepcopy(model))), x, y, seed)[0] if lean_modules(model) else bare
+    other = bool(lean_modules(model) or segments_of(model))
+    plain = _measured(plain_copy(model), x, y, seed)[0] if other else bare
     layers = compressed_layers(model)
     return {
         "plain_bytes": plain.held,
@@ -127,7 +129,7 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
 def _formulas(model: nn.Module, x: Tensor, codes: dict[str, int]) -> dict[str, Any]:
     try:
         ours = sum(held_by_formula(model, x, codes).values())
-        plain = sum(held_by_formula(unlean(unwrap(copy.deepcopy(model))), x, {}).values())
+        plain = sum(held_by_formula(plain_copy(model), x, {}).values())
     except UnknownModuleError as error:
         return {"formula_bytes": None, "plain_formula_bytes": None, "formula_reason": str(error)}
     return {"formula_bytes": ours, "plain_formula_bytes": plain, "formula_reason": None}

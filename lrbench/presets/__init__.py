@@ -1,8 +1,8 @@
 """Presets: experiments that are written down before they are run, as TOML files of this folder.
 
 A preset holds what the options of ``python -m lrbench.ablate`` default to; grids of cells, each a product of
-compressors, masks, tolerances and paths; and the comparisons that it is run for, each of a cell with another, paired by
-seed. ``extends`` names another preset: what a file does not say is as it is there.
+compressors, masks, tolerances and paths; policies, each a cell of its own; and the comparisons that it is run for, each
+of a cell with another, paired by seed. ``extends`` names another preset: what a file does not say is as it is there.
 """
 
 import tomllib
@@ -40,6 +40,8 @@ class Preset:
         Defaults of the command's options, by their names; an axis here holds for every grid.
     grids : sequence of mapping
         The axes of each grid, by name.
+    policies : mapping
+        Policies by name, as tables that :meth:`lrbench.policy.Policy.from_table` takes.
     comparisons : sequence of PlannedComparison
         What it is run for, beside the comparison of every cell with the plain model; empty if nothing.
     """
@@ -49,6 +51,7 @@ class Preset:
     question: str
     options: Mapping[str, Any]
     grids: Sequence[Mapping[str, Sequence[Any]]] = field(default=({},))
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparisons: Sequence[PlannedComparison] = ()
 
 
@@ -76,5 +79,6 @@ def load_preset(name: str) -> Preset:
         question=given.get("question", base.question).strip(),
         options={**base.options, **given.get("options", {})},
         grids=given.get("grids", base.grids),
+        policies={**base.policies, **given.get("policies", {})},
         comparisons=planned or base.comparisons,
     )

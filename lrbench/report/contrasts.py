@@ -151,7 +151,7 @@ def _contrast(study: Study, preset: str, comparison: PlannedComparison) -> Contr
 def _runs_of(study: Study, cell: dict[str, Any]) -> dict[int, Record]:
     """The finished runs of a cell that have an accuracy, by seed; none where several cells fit the words."""
     runs = finished(study)
-    runs = runs[runs["accuracy_as_trained"].notna() & runs["policy"].isna()]
+    runs = runs[runs["accuracy_as_trained"].notna()]
     for key in ("mask", "compressor", "eps", "path"):
         if key in cell:
             runs = runs[(runs[key] == cell[key]).fillna(False).astype(bool)]

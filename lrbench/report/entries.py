@@ -155,7 +155,7 @@ class Held:
     plain
         Held by the plain model.
     lean_freed, freed
-        What bit-keeping modules and, beyond them, compression frees for real; negative where they add.
+        What bits or checkpointing and, beyond them, compression frees for real; negative where they add.
     claimed
         What the formula says that compression frees of the layers' inputs.
     hidden

@@ -336,7 +336,7 @@ def judge_held(held: Held) -> list[Verdict]:
     less = held.held < held.plain
     parts = [f"compression {_frees(held.freed)}"] if "1" in cell.mask else []
     if held.lean_freed:
-        parts.append(f"modules that keep bits {_frees(held.lean_freed, 'free', 'add')}")
+        parts.append(f"keeping bits or computing again {_frees(held.lean_freed)}")
     if not parts:
         parts.append("nothing is freed")
     add(
@@ -356,8 +356,8 @@ def judge_held(held: Held) -> list[Verdict]:
     return found
 
 
-def _frees(nbytes: float, less: str = "frees", more: str = "adds") -> str:
-    return f"{less} {count(nbytes)} bytes" if nbytes >= 0 else f"{more} {count(-nbytes)} bytes"
+def _frees(nbytes: float) -> str:
+    return f"frees {count(nbytes)} bytes" if nbytes >= 0 else f"adds {count(-nbytes)} bytes"
 
 
 def judge_peak(peak: Peak) -> Verdict:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import lrbench
-from lrbench.checkpointing import Checkpointed
+from lrbench.checkpointing import checkpointed
 from lrbench.measure.formula import Ranks, UnknownModuleError, factor_bytes, held_by_formula
 from lrbench.measure.savings import measure_savings, saved_inputs
 from lrbench.models import paper_cnn
@@ -162,7 +162,7 @@ def test_a_module_that_the_formula_does_not_know_is_named() -> None:
 
 
 def test_there_is_no_formula_for_checkpointing() -> None:
-    measured = measure_savings(Checkpointed(network(), 4), *batch())
+    measured = measure_savings(checkpointed(network(), 4), *batch())
     assert measured["formula_bytes"] is None
     assert "checkpointing" in measured["formula_reason"]
     assert 0 < measured["held_bytes"] < savings("000000")["held_bytes"]

@@ -301,7 +301,7 @@ BUGS = [
         '        return self.total("graph", "state", "elsewhere", "foreign")\n',
         '        return self.total("graph")\n',
         "measure/test_ledger.py",
-        "hidden and attribute",
+        "hidden and closure",
     ),
     Bug(
         "an input that two layers read freed twice",
