@@ -1,6 +1,7 @@
 # make ablate   environment, install, and the embedded demonstration (results/demo)
 # make test     environment, install, static checks, the whole test suite, and two of the bugs that it must find
 # make mutants  all of these bugs, planted one at a time into a copy (results/mutations)
+# make reproduce-small   two seeds, two epochs of the paper's question, beside results/paper (15 minutes of two cores)
 # make reliability   kills, full disks, damaged files, many runs, fuzzed parsers: all of what make test tries a share of
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,8 +9,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 # Extra arguments for pip, such as an index that holds CPU builds of torch.
 PIP_FLAGS ?=
+# Extra arguments for the ablation of reproduce-small, such as --data-dir DIR; without it the archive is downloaded.
+ABLATE_FLAGS ?=
 
-.PHONY: ablate test mutants reliability lint clean
+.PHONY: ablate test mutants reliability reproduce-small lint clean
 .DELETE_ON_ERROR:
 
 ablate: $(READY)
@@ -24,6 +27,10 @@ mutants: $(READY)
 
 reliability: $(READY)
 	$(BIN)/python -m tests.reliability --out results/reliability
+
+reproduce-small: $(READY)
+	$(BIN)/python -m lrbench.ablate --preset reproduce-small --jobs 2 $(ABLATE_FLAGS)
+	$(BIN)/python -m benchmarks.reproduce results/reproduce-small results/paper
 
 lint: $(READY)
 	$(BIN)/ruff check .
