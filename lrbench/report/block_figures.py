@@ -20,6 +20,7 @@ from lrbench.report.facets import (
     bounded,
     by_layer,
     by_name,
+    first_of,
     legend_name,
     part,
     part_cells,
@@ -92,7 +93,7 @@ def draw_ranks(study: Study) -> Drawing:
     style = style_of(study)
     for ax, facet in zip(axes, facets, strict=True):
         _boxes(ax, facet.rows, "rank", names, style)
-        shape = study.layers[study.layers["layer"] == facet.value].iloc[0]
+        shape = first_of(study, facet.value)
         m, n, largest = float(shape["m"]), float(shape["n"]), float(facet.rows["rank"].max())
         even = {"im2col": (":", m * n / (m + n))}
         if pd.notna(shape["break_even_rank"]):

@@ -6,6 +6,7 @@ stands in every condition of its path.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ __all__ = [
     "part_cells",
 ]
 
-PANELS = 12
+PANELS = 9
 """Panels of one figure; a study may have thousands."""
 
 ROWS = 40
@@ -151,9 +152,15 @@ def legend_name(name: str) -> str:
     return "none (im2col)" if name == "none" else plain_text(name, 22)
 
 
+@lru_cache(maxsize=64)
+def first_of(study: Study, layer: str) -> "pd.Series[Any]":
+    """Return the first row of a layer: its shape is the same in all."""
+    return study.layers[study.layers["layer"] == layer].iloc[0]
+
+
 def shape_of(study: Study, layer: str) -> str:
     """Write the shape m × n of a layer's blocks."""
-    row = study.layers[study.layers["layer"] == layer].iloc[0]
+    row = first_of(study, layer)
     return f"{row['m']} × {row['n']}"
 
 

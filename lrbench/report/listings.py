@@ -73,6 +73,10 @@ _BYTE_COLUMNS = (
 )
 
 
+_RUN = ("id", "mask", "plain", "name", "eps", "path", "seed", "status", "reason", "outcome", "outcome_detail",
+        "accuracy_as_trained", "accuracy_exact", "seconds")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Listing:
     """A table of text.
@@ -313,7 +317,8 @@ def list_policies(study: Study) -> Listing:
 def list_runs(study: Study) -> Listing:
     """List every run, finished and failed."""
     rows = []
-    for run in study.runs.astype(object).where(study.runs.notna(), None).to_dict("records"):
+    runs = study.runs[list(_RUN)]
+    for run in runs.astype(object).where(runs.notna(), None).to_dict("records"):
         remarks = (run["reason"], run["outcome_detail"])
         rows.append(
             (
