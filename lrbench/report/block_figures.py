@@ -278,7 +278,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, column: str, names: list[str], style: d
     places = np.array([names.index(name) for name, _ in groups])
     colours = [style[str(mine["compressor"].iloc[0])].colour for _, mine in groups]
     low, q1, middle, q3, high = np.transpose([np.percentile(mine[column], [0, 25, 50, 75, 100]) for _, mine in groups])
-    box = {"linewidth": 0.9, "zorder": 2}
+    box: dict[str, Any] = {"linewidth": 0.9, "zorder": 2}
     ax.barh(places, q3 - q1, 0.34, left=q1, color=colours, edgecolor=INK, alpha=0.55, **box)
     ax.hlines([*places, *places], [*low, *q3], [*q1, *high], color=INK, **box)
     ax.vlines([*low, *high], [*places - 0.085] * 2, [*places + 0.085] * 2, color=INK, **box)

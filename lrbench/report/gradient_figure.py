@@ -72,8 +72,8 @@ def _costs(ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Compariso
         bars = [(x, c.low, c.high) for x, c in mine if c.low is not None and c.high is not None]
         if bars:
             ax.vlines(*zip(*bars, strict=True), color=look.colour, linewidth=1.6, alpha=0.5)
-        x, means = zip(*((x, comparison.mean) for x, comparison in mine), strict=True)
-        ax.plot(x, means, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
+        spots = zip(*((x, comparison.mean) for x, comparison in mine), strict=True)
+        ax.plot(*spots, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
     # Names go to the two sides in turn, from below upwards: neighbours would lie on each other.
     upwards = sorted(drawn, key=lambda pair: (pair[1].mean, pair[0])) if len(cells) <= NAMED else []
     for place, (x, comparison) in enumerate(upwards):

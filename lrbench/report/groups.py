@@ -1,4 +1,4 @@
-"""Groups of a table's rows as plain arrays: a frame for each of thousands of groups takes a hundred times as long."""
+"""Groups of a table's rows as plain arrays: a frame for each of thousands takes far longer."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
