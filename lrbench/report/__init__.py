@@ -42,14 +42,7 @@ def write_report(folder: Path) -> Path:
     from lrbench.report.content import compose, suffix_of
     from lrbench.report.figures import draw_figures
     from lrbench.report.page import render_html, render_markdown
-    from lrbench.report.tables import (
-        NoRunsError,
-        epochs_table,
-        layers_table,
-        make_studies,
-        runs_table,
-        write_table,
-    )
+    from lrbench.report.tables import NoRunsError, make_studies, write_tables
 
     folder = Path(folder)
     contents = read_folder(folder)
@@ -64,9 +57,7 @@ def write_report(folder: Path) -> Path:
             else f"{folder} holds {state} to report: runs are expected as {folder / 'runs'}/*.json"
         )
     studies = make_studies(contents.records)
-    ordered = [record for study in studies for record in study.records]
-    for name, make in (("runs", runs_table), ("epochs", epochs_table), ("layers", layers_table)):
-        write_table(make(ordered), folder / f"{name}.csv")
+    write_tables(studies, folder)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     suffixes = [suffix_of(place, len(studies)) for place in range(len(studies))]

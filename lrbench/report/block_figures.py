@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -21,8 +20,8 @@ from lrbench.report.facets import (
     bounded,
     by_layer,
     by_name,
+    first_of,
     legend_name,
-    of_condition,
     part,
     part_cells,
     shape_of,
@@ -53,7 +52,7 @@ def draw_error(study: Study) -> Drawing:
         raise NothingToDraw(why(study, "layers", "errors of blocks"))
     facets, left_out = bounded(part(blocks, "layer", "index"))
     fig, axes, names = _strips(study, facets, 0.44)
-    style = style_of(study)
+    style, violations = style_of(study), _violations(study)
     for ax, facet in zip(axes, facets, strict=True):
         eps = float(facet.rows["eps"].iloc[0])
         rows = facet.rows.assign(drawn=facet.rows["error"].clip(lower=eps * FLOOR))
@@ -64,7 +63,7 @@ def draw_error(study: Study) -> Drawing:
         ax.set_xlim(low, top)
         ax.axvspan(eps, top, color=BAD, alpha=0.07, linewidth=0)
         ax.axvline(eps, color=INK, linewidth=1, linestyle="--")
-        counts = _violations(study, facet)
+        counts = violations.get((facet.condition, facet.value), {})
         for name, errors in by_name(rows):
             y = names.index(name)
             _points(ax, y, errors["drawn"].to_numpy(float), eps, style[str(errors["compressor"].iloc[0])])
@@ -94,7 +93,7 @@ def draw_ranks(study: Study) -> Drawing:
     style = style_of(study)
     for ax, facet in zip(axes, facets, strict=True):
         _boxes(ax, facet.rows, "rank", names, style)
-        shape = study.layers[study.layers["layer"] == facet.value].iloc[0]
+        shape = first_of(study, facet.value)
         m, n, largest = float(shape["m"]), float(shape["n"]), float(facet.rows["rank"].max())
         even = {"im2col": (":", m * n / (m + n))}
         if pd.notna(shape["break_even_rank"]):
@@ -275,19 +274,19 @@ def _columns(facets: Sequence[Facet]) -> int:
 
 def _boxes(ax: Axes, rows: pd.DataFrame, column: str, names: list[str], style: dict[str, Look]) -> None:
     """Draw one box per compressor."""
-    present = {name: style[str(mine["compressor"].iloc[0])].colour for name, mine in by_name(rows)}
-    ticks, labels = ax.get_yticks(), [label.get_text() for label in ax.get_yticklabels()]
-    sns.boxplot(
-        x=rows[column].astype(float), y=rows["name"].astype(str), order=names, hue=rows["name"].astype(str),
-        palette=present, legend=False, ax=ax, whis=(0, 100), width=0.34, linewidth=0.9, saturation=1, linecolor=INK,
-        boxprops={"alpha": 0.55},
-    )  # fmt: skip
-    ax.set_yticks(ticks, labels)
+    groups = by_name(rows)
+    places = np.array([names.index(name) for name, _ in groups])
+    colours = [style[str(mine["compressor"].iloc[0])].colour for _, mine in groups]
+    low, q1, middle, q3, high = np.transpose([np.percentile(mine[column], [0, 25, 50, 75, 100]) for _, mine in groups])
+    box: dict[str, Any] = {"linewidth": 0.9, "zorder": 2}
+    ax.barh(places, q3 - q1, 0.34, left=q1, color=colours, edgecolor=INK, alpha=0.55, **box)
+    ax.hlines([*places, *places], [*low, *q3], [*q1, *high], color=INK, **box)
+    ax.vlines([*low, *high], [*places - 0.085] * 2, [*places + 0.085] * 2, color=INK, **box)
+    ax.vlines(middle, places - 0.17, places + 0.17, color=INK, **box)
     ax.set_ylim(len(names) - 0.5, -0.6)
-    ax.set(xlabel="", ylabel="")
     ax.grid(False, axis="y")
-    for name in set(names) - set(present):
-        _remark(ax, names.index(name), "no blocks here")
+    for place in set(range(len(names))) - set(places):
+        _remark(ax, place, "no blocks here")
 
 
 def _points(ax: Axes, y: int, errors: "np.ndarray[Any, Any]", eps: float, look: Look) -> None:
@@ -308,10 +307,12 @@ def _remark(ax: Axes, y: int, words: str, loud: bool = False, boxed: bool = Fals
             bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.6} if boxed else None)  # fmt: skip
 
 
-def _violations(study: Study, facet: Facet) -> dict[str, tuple[int, int]]:
-    """Count violations and blocks by compressor, as the runs counted them, over all their blocks."""
-    rows = of_condition(by_layer(study.layers), facet.condition)
-    rows = rows[(rows["layer"] == facet.value) & rows["violations"].notna()]
-    totals = rows.groupby("name")[["violations", "blocks"]].sum()
-    pairs = zip(totals["violations"], totals["blocks"], strict=True)
-    return {str(name): (int(broken), int(of)) for name, (broken, of) in zip(totals.index, pairs, strict=True)}
+def _violations(study: Study) -> dict[tuple[str, str], dict[str, tuple[int, int]]]:
+    """Count violations and blocks by condition and layer, and by compressor, as the runs counted them, over all."""
+    found = {}
+    for facet in part(by_layer(study.layers[study.layers["violations"].notna()]), "layer"):
+        totals = facet.rows.groupby("name")[["violations", "blocks"]].sum()
+        found[facet.condition, facet.value] = {
+            str(name): (int(broken), int(of)) for name, broken, of in totals.itertuples()
+        }
+    return found

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -85,12 +85,16 @@ def _curves(ax: Axes, rows: pd.DataFrame, colour: str, marker: str, line: Any) -
         return
     seeds = rows.pivot_table(index="epoch", columns="seed", values="percent")
     if seeds.shape[1] > 1:
-        for seed in seeds.columns[:SEEDS]:
-            ax.plot(seeds.index, seeds[seed], color=colour, linewidth=0.5, alpha=0.5)
+        # One line with gaps: hundreds of lines take their time.
+        thin = seeds.iloc[:, :SEEDS].reindex([*seeds.index, None])
+        ax.plot(
+            np.tile(thin.index.to_numpy(float), thin.shape[1]), thin.to_numpy().T.ravel(), color=colour, linewidth=0.5,
+            alpha=0.5,
+        )  # fmt: skip
     complete = seeds.dropna()
-    sns.lineplot(
-        x=complete.index.astype(int), y=complete.mean(axis=1), ax=ax, color=colour, linestyle=line, errorbar=None,
-        marker=marker or None, markevery=max(1, len(complete) // 8), markeredgecolor=PAPER, markeredgewidth=0.4,
+    ax.plot(
+        complete.index.astype(int), complete.mean(axis=1), color=colour, linestyle=line, marker=marker or None,
+        markevery=max(1, len(complete) // 8), markeredgecolor=PAPER, markeredgewidth=0.4,
     )  # fmt: skip
 
 
@@ -107,12 +111,16 @@ def draw_differences(study: Study) -> Drawing:
     for ax, facet in zip(axes, facets, strict=True):
         ax.axvspan(-MARGIN, MARGIN, color=MUTED, alpha=0.14, linewidth=0)
         ax.axvline(0, color=INK, linestyle="--", linewidth=1)
+        bars, seeds = [], []
         for y, comparison in enumerate(facet.rows):
-            look, seeds = style[comparison.cell.compressor], list(comparison.differences.values())
+            look = style[comparison.cell.compressor]
             if comparison.low is not None and comparison.high is not None:
-                ax.plot([comparison.low, comparison.high], [y, y], color=look.colour, linewidth=2.4, alpha=0.6)
+                bars.append((y, comparison.low, comparison.high, look.colour))
             ax.plot(comparison.mean, y, look.marker, color=look.colour, mec=PAPER, mew=0.6, ms=7, zorder=4)
-            ax.plot(seeds, [y] * len(seeds), "o", color=INK, ms=2.2, mew=0, zorder=5)
+            seeds += [(difference, y) for difference in comparison.differences.values()]
+        if bars:
+            ax.hlines(*zip(*bars, strict=True), linewidth=2.4, alpha=0.6, zorder=2)
+        ax.plot(*zip(*seeds, strict=True), "o", color=INK, ms=2.2, mew=0, zorder=5)
         ax.set_yticks(range(len(facet.rows)), [legend_name(comparison.cell.name) for comparison in facet.rows])
         ax.set_ylim(rows - 0.5, -0.6)
         ax.grid(False, axis="y")
@@ -196,11 +204,14 @@ def _beside_plain(
     for ax, facet in zip(axes, facets, strict=True):
         for y, entry in enumerate(facet.rows):
             bar(ax, y, entry, style[entry.cell.compressor].colour)
-            ax.plot([entry.wrapped.low / unit, entry.wrapped.high / unit], [y, y], color=INK, linewidth=1)
             end = max(entry.wrapped.high, entry.plain.middle) / unit
-            ax.plot([entry.plain.middle / unit] * 2, [y - 0.5, y + 0.5], color=INK, linestyle="--", linewidth=1)
             ax.text(end + 0.015 * widest, y, f"{number(ratio(entry))}×", va="center", fontsize=7)
-        ax.set_yticks(range(len(facet.rows)), [legend_name(entry.cell.name) for entry in facet.rows])
+        places = np.arange(len(facet.rows))
+        ends = [(entry.wrapped.low / unit, entry.wrapped.high / unit) for entry in facet.rows]
+        ax.hlines(places, *zip(*ends, strict=True), color=INK, linewidth=1, zorder=2)
+        plain = [entry.plain.middle / unit for entry in facet.rows]
+        ax.vlines(plain, places - 0.5, places + 0.5, color=INK, linestyle="--", linewidth=1, zorder=2)
+        ax.set_yticks(places, [legend_name(entry.cell.name) for entry in facet.rows])
         ax.set_ylim(rows - 0.5, -0.6)
         ax.set_xlim(0, 1.17 * widest)
         ax.grid(False, axis="y")

@@ -6,6 +6,7 @@ other's. Half of all masks, those with an even number of ones, tell main effects
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -62,6 +63,7 @@ class Effects:
     pairs: tuple[Effect, ...]
 
 
+@lru_cache(maxsize=1)
 def estimate_effects(study: Study) -> list[Effects]:
     """Estimate the effects of every variant whose masks, the plain model's among them, suffice to tell them apart."""
     runs = finished(study)

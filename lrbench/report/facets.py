@@ -6,8 +6,10 @@ stands in every condition of its path.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -29,7 +31,7 @@ __all__ = [
     "part_cells",
 ]
 
-PANELS = 24
+PANELS = 9
 """Panels of one figure; a study may have thousands."""
 
 ROWS = 40
@@ -60,10 +62,15 @@ class Facet:
 
 def part(rows: pd.DataFrame, column: str, order: str = "") -> list[Facet]:
     """Part rows by condition and by ``column``, in their own order or in that of the column ``order``."""
-    found = conditions(zip(rows["condition"], rows["eps"], rows["path"], strict=True))
+    cells = rows[["condition", "eps", "path"]].drop_duplicates()
+    found = conditions(zip(cells["condition"], cells["eps"], cells["path"], strict=True))
+    own = rows.groupby("condition", sort=False).indices
+    loose = np.flatnonzero(rows["eps"].isna())
+    paths = rows["path"].iloc[loose].astype(str).to_numpy(object)
     facets = []
     for condition in found:
-        mine = of_condition(rows, condition)
+        anywhere = loose[[condition.endswith(f"path {path}") for path in paths]] if len(loose) else loose
+        mine = rows.iloc[np.union1d(own.get(condition, loose[:0]), anywhere)]
         if order:
             mine = mine.sort_values(order, kind="stable")
         for value, group in mine.groupby(column, sort=False):
@@ -120,19 +127,12 @@ def belongs(condition: str, eps: Any, path: Any, to: str) -> bool:
     return condition == to or (bool(pd.isna(eps)) and to.endswith(f"path {path}"))
 
 
-def of_condition(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """Return the rows that are shown in a condition."""
-    words, path = rows["condition"].astype(str), rows["path"].astype(str)
-    anywhere = rows["eps"].isna() & path.isin([way for way in path.unique() if condition.endswith(f"path {way}")])
-    return rows[(words == condition) | anywhere]
-
-
 def by_layer(rows: pd.DataFrame) -> pd.DataFrame:
     """Put layers or blocks of policies under the eps and the path that the policy gives their layer."""
     policy = rows["policy"].notna()
-    pairs = zip(rows["layer_eps"], rows["layer_path"], strict=True)
-    words = pd.Series([f"eps {eps:g}, path {path}" for eps, path in pairs], rows.index, dtype=object)
-    condition = rows["condition"].astype(object).where(~policy, words)
+    pairs = zip(rows["layer_eps"][policy], rows["layer_path"][policy], strict=True)
+    condition = rows["condition"].astype(object)
+    condition[policy] = [f"eps {eps:g}, path {path}" for eps, path in pairs]
     return rows.assign(eps=rows["layer_eps"], path=rows["layer_path"], condition=condition)
 
 
@@ -152,9 +152,15 @@ def legend_name(name: str) -> str:
     return "none (im2col)" if name == "none" else plain_text(name, 22)
 
 
+@lru_cache(maxsize=64)
+def first_of(study: Study, layer: str) -> "pd.Series[Any]":
+    """Return the first row of a layer: its shape is the same in all."""
+    return study.layers[study.layers["layer"] == layer].iloc[0]
+
+
 def shape_of(study: Study, layer: str) -> str:
     """Write the shape m × n of a layer's blocks."""
-    row = study.layers[study.layers["layer"] == layer].iloc[0]
+    row = first_of(study, layer)
     return f"{row['m']} × {row['n']}"
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from lrbench.files import write_atomically
@@ -48,10 +50,12 @@ def draw_figures(study: Study, folder: Path, suffix: str = "") -> dict[str, Pict
 
 
 def _save(fig: Figure, path: Path) -> str:
+    # By the canvases themselves: `Figure.savefig` goes through all that is drawn once more, twice, to lay it out.
     png, svg = io.BytesIO(), io.StringIO()
-    fig.savefig(png, format="png")
+    fig.set_dpi(mpl.rcParams["savefig.dpi"])
+    FigureCanvasAgg(fig).print_png(png)
     fig.set_layout_engine("none")  # it is laid out now, and that takes longer than drawing
-    fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    FigureCanvasSVG(fig).print_svg(svg, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     write_atomically(path.with_suffix(".png"), png.getvalue())
     write_atomically(path.with_suffix(".svg"), svg.getvalue())
     return svg.getvalue()

@@ -14,6 +14,9 @@ from lrbench.report.tables import Study
 
 __all__ = ["draw_chain"]
 
+NAMED = 60
+"""Cells up to which each has its mask beside it."""
+
 
 def draw_chain(study: Study) -> Drawing:
     """Draw the error of a layer's blocks against that of its weight's gradient, and that against accuracy."""
@@ -44,10 +47,11 @@ def draw_chain(study: Study) -> Drawing:
     if with_interval:
         handles.append(Line2D([], [], color=MUTED, linewidth=1.6, label="paired t 90 % interval"))
     legend(fig, handles)
+    named = ", with the cell's mask" if len(cells) <= NAMED else ""
     return fig, (
         "Left: the mean relative error of a layer's blocks, and that of the gradient of its weight, a point for each "
         "run and compressed layer. Right: the largest such error among all weights of a cell, mean over seeds, and "
-        "the accuracy that it costs, with the cell's mask. What approximates nothing is left out. Gradients are "
+        f"the accuracy that it costs{named}. What approximates nothing is left out. Gradients are "
         "compared with those of the plain model with the same weights, on the same batches and with the same dropout, "
         "after training."
     )
@@ -60,19 +64,19 @@ def _costs(ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Compariso
     ax.set_ylabel("difference in accuracy (points)")
     ax.margins(x=0.25, y=0.12)
     known = {(comparison.cell.mask, comparison.cell.label): comparison for comparison in comparisons}
-    drawn = []
-    for entry in cells:
-        comparison = known.get((entry.cell.mask, entry.cell.label))
-        if comparison is None or comparison.mean is None:
-            continue
-        look = style[entry.cell.compressor]
-        if comparison.low is not None and comparison.high is not None:
-            ends = [comparison.low, comparison.high]
-            ax.plot([entry.error] * 2, ends, color=look.colour, linewidth=1.6, alpha=0.5)
-        ax.plot(entry.error, comparison.mean, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
-        drawn.append((entry.error, comparison))
+    pairs = [(entry.error, known.get((entry.cell.mask, entry.cell.label))) for entry in cells]
+    drawn = [(error, comparison) for error, comparison in pairs if comparison and comparison.mean is not None]
+    for compressor in dict.fromkeys(comparison.cell.compressor for _, comparison in drawn):
+        look = style[compressor]
+        mine = [(x, comparison) for x, comparison in drawn if comparison.cell.compressor == compressor]
+        bars = [(x, c.low, c.high) for x, c in mine if c.low is not None and c.high is not None]
+        if bars:
+            ax.vlines(*zip(*bars, strict=True), color=look.colour, linewidth=1.6, alpha=0.5)
+        spots = zip(*((x, comparison.mean) for x, comparison in mine), strict=True)
+        ax.plot(*spots, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
     # Names go to the two sides in turn, from below upwards: neighbours would lie on each other.
-    for place, (x, comparison) in enumerate(sorted(drawn, key=lambda pair: (pair[1].mean, pair[0]))):
+    upwards = sorted(drawn, key=lambda pair: (pair[1].mean, pair[0])) if len(cells) <= NAMED else []
+    for place, (x, comparison) in enumerate(upwards):
         side = -1 if place % 2 else 1
         ax.annotate(
             comparison.cell.mask, (x, comparison.mean), (6 * side, 0), textcoords="offset points", fontsize=6,

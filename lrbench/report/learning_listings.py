@@ -2,6 +2,7 @@
 
 from lrbench.report.contrasts import LEVEL, RESAMPLES, compare_cells, judge_contrast
 from lrbench.report.effects import estimate_effects
+from lrbench.report.groups import average, part
 from lrbench.report.listings import CELL, Listing, name_cell
 from lrbench.report.summaries import compare_accuracy, plain_mask, plain_runs
 from lrbench.report.tables import Study
@@ -107,11 +108,10 @@ def list_gradients(study: Study) -> Listing:
     columns = ["error_mean", "gradient_cosine", "gradient_cosine_min", "gradient_error", "gradient_bias"]
     measured = study.layers[study.layers["gradient_error"].notna()]
     rows = []
-    for (_, layer, mask, _), group in measured.groupby(["index", "layer", "mask", "label"], sort=False):
-        first = group.iloc[0]
-        eps, path = general(first["layer_eps"]), str(first["layer_path"])
-        figures = [number(group[column].astype(float).mean(), 4) for column in columns]
-        rows.append((str(layer), str(mask), str(first["name"]), eps, path, *figures, str(len(group))))
+    for group in part(measured, ("index", "layer", "mask", "label"), ("name", "layer_eps", "layer_path", *columns)):
+        layer, mask, name, eps, path = (group[key][0] for key in ("layer", "mask", "name", "layer_eps", "layer_path"))
+        figures = [number(average(group[column]), 4) for column in columns]
+        rows.append((layer, mask, name, general(eps), path or MISSING, *figures, str(len(group["mask"]))))
     return Listing(
         caption="What compression does to the gradient of a layer's weight",
         columns=("layer", *CELL, "mean block error", "cosine", "least cosine", "error", "bias", "runs"),

@@ -73,6 +73,10 @@ _BYTE_COLUMNS = (
 )
 
 
+_RUN = ("id", "mask", "plain", "name", "eps", "path", "seed", "status", "reason", "outcome", "outcome_detail",
+        "accuracy_as_trained", "accuracy_exact", "seconds")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Listing:
     """A table of text.
@@ -215,11 +219,11 @@ def list_times(study: Study) -> Listing:
 def list_held(study: Study) -> Listing:
     """List what a training step holds, by formula and by ledger, and its peak, beside the plain model's."""
     peaks = {(peak.cell.mask, peak.cell.label): peak for peak in measure_peaks(study)}
-    rows = []
-    for plain in measure_held(study, plain=True):
+    rows, references, entries = [], measure_held(study, plain=True), measure_held(study)
+    for plain in references:
         held = (count(plain.formula), count(plain.held), *[MISSING] * 3)
         rows.append((plain.cell.mask, "plain model", *[MISSING] * 2, *held, *[MISSING] * 2, "the reference"))
-    for entry in measure_held(study):
+    for entry in entries:
         verdicts = join([verdict.outcome for verdict in judge_held(entry)])
         figures = (
             count(entry.formula),
@@ -231,7 +235,7 @@ def list_held(study: Study) -> Listing:
         rows.append((*name_cell(entry.cell), *figures, *_peak_cells(peaks.pop(_key(entry.cell), None)), verdicts))
     for peak in peaks.values():
         rows.append((*name_cell(peak.cell), *[MISSING] * 5, *_peak_cells(peak), "not measured what it holds"))
-    images = {entry.images for plain in (True, False) for entry in measure_held(study, plain)} - {None}
+    images = {entry.images for entry in (*references, *entries)} - {None}
     batch = f", for a batch of {join([str(size) for size in sorted(filter(None, images))])} images" if images else ""
     columns = ("by formula", "held", "ratio to plain", "freed by compression", "freed by keeping bits")
     return Listing(
@@ -313,7 +317,8 @@ def list_policies(study: Study) -> Listing:
 def list_runs(study: Study) -> Listing:
     """List every run, finished and failed."""
     rows = []
-    for run in study.runs.astype(object).where(study.runs.notna(), None).to_dict("records"):
+    runs = study.runs[list(_RUN)]
+    for run in runs.astype(object).where(runs.notna(), None).to_dict("records"):
         remarks = (run["reason"], run["outcome_detail"])
         rows.append(
             (

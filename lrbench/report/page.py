@@ -17,6 +17,7 @@ from lrbench.report.style import BAD, GRID, INK, MUTED, PAPER
 
 __all__ = ["render_html", "render_markdown"]
 
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_[]|"})
 _INKS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card", BAD: "--bad"}
 
 
@@ -115,5 +116,4 @@ def _row(cells: Sequence[str]) -> str:
 
 def _escape(text: str) -> str:
     """Keep a record's text from acting as Markdown or HTML."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
+    return " ".join(text.split()).translate(_ESCAPES)

@@ -6,16 +6,18 @@ seed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
 from lrbench import paper
 from lrbench.report.entries import Cell, Comparison, Gradients, Held, Kept, Peak, Size, Spread, Timing
+from lrbench.report.groups import Columns, average, first, greatest, least, median, part, part_columns, weighted
 from lrbench.report.tables import Study, finished
 from lrbench.report.wording import join
 
@@ -66,33 +68,40 @@ def plain_mask(study: Study) -> str:
 @lru_cache(maxsize=1)
 def compare_accuracy(study: Study) -> list[Comparison]:
     """Compare every masked cell with the plain model of the same seed."""
-    reference = plain_runs(study).set_index("seed")
+    plain = plain_runs(study)
+    reference = {
+        int(seed): (float(accuracy), outcome in ("chance", "diverged"))
+        for seed, accuracy, outcome in zip(
+            plain["seed"], plain["accuracy_as_trained"], plain["outcome"].fillna(""), strict=True
+        )
+    }
     columns = ("status", "outcome", "seed", "accuracy_as_trained", "accuracy_exact", "test_size")
     return [_comparison(cell, runs, reference) for cell, runs in _cells(study.runs[~study.runs["plain"]], columns)]
 
 
-def _comparison(cell: Cell, runs: pd.DataFrame, reference: pd.DataFrame) -> Comparison:
-    done = runs[(runs["status"] == "finished") & runs["accuracy_as_trained"].notna()]
-    accuracy = {int(seed): float(value) for seed, value in zip(done["seed"], done["accuracy_as_trained"], strict=True)}
-    pairs = {seed: value for seed, value in accuracy.items() if seed in reference.index}
-    differences = {s: 100 * (value - float(reference["accuracy_as_trained"][s])) for s, value in pairs.items()}
+def _comparison(cell: Cell, runs: Columns, reference: Mapping[int, tuple[float, bool]]) -> Comparison:
+    """Compare a cell with the plain model's accuracies, each with whether it is none to compare with."""
+    ended = runs["status"] == "finished"
+    done = {name: column[ended & ~np.isnan(runs["accuracy_as_trained"])] for name, column in runs.items()}
+    accuracy = dict(zip(_seeds(done["seed"]), done["accuracy_as_trained"].tolist(), strict=True))
+    pairs = {seed: value for seed, value in accuracy.items() if seed in reference}
+    differences = {seed: 100 * (value - reference[seed][0]) for seed, value in pairs.items()}
     low, high = paired_interval(list(differences.values()))
-    sizes = done["test_size"].dropna()
     return Comparison(
         cell=cell,
-        accuracy=_mean(done["accuracy_as_trained"]),
-        exact=_mean(done["accuracy_exact"]),
+        accuracy=_value(average(done["accuracy_as_trained"])),
+        exact=_value(average(done["accuracy_exact"])),
         differences=differences,
         mean=float(np.mean(list(differences.values()))) if differences else None,
         low=low,
         high=high,
-        runs=int((runs["status"] == "finished").sum()),
-        diverged=_seeds(runs[runs["outcome"] == "diverged"]),
-        chance=_seeds(runs[runs["outcome"] == "chance"]),
-        failed=_seeds(runs[runs["status"] != "finished"]),
+        runs=int(ended.sum()),
+        diverged=_seeds(runs["seed"][runs["outcome"] == "diverged"]),
+        chance=_seeds(runs["seed"][runs["outcome"] == "chance"]),
+        failed=_seeds(runs["seed"][~ended]),
         unpaired=tuple(seed for seed in accuracy if seed not in pairs),
-        plain_chance=tuple(s for s in pairs if reference["outcome"].fillna("")[s] in ("chance", "diverged")),
-        test_images=int(sizes.iloc[0]) if len(sizes) else None,
+        plain_chance=tuple(seed for seed in pairs if reference[seed][1]),
+        test_images=_whole(first(done["test_size"])),
     )
 
 
@@ -109,21 +118,22 @@ def paired_interval(differences: list[float], level: float = 0.9) -> tuple[float
 def tolerances(study: Study) -> list[Kept]:
     """Count the violations of every variant that was asked for a tolerance."""
     measured = study.layers[study.layers["layer_eps"].notna() & study.layers["violations"].notna()]
+    columns = ("policy", "guarantee", "blocks", "violations", "error_max", "share_escalated", "share_stored")
     kept = []
-    for (label, compressor, _), rows in measured.groupby(["label", "layer_compressor", "layer_eps"], sort=False):
-        eps, by_policy = float(rows["layer_eps"].iloc[0]), rows["policy"].notna().any()
-        promises = rows["guarantee"].astype(object).where(rows["guarantee"].notna(), None)
+    for rows in part(measured, ("label", "layer_compressor", "layer_eps"), columns):
+        label, compressor, eps = rows["label"][0], rows["layer_compressor"][0], float(rows["layer_eps"][0])
+        by_policy, promises = first(rows["policy"]) is not None, set(rows["guarantee"].tolist())
         kept.append(
             Kept(
                 label=f"{label} ({compressor}, eps {eps:g})" if by_policy else str(label),
                 compressor=str(compressor),
                 eps=eps,
-                guarantee=promises.iloc[0] if promises.nunique(dropna=False) == 1 else None,
-                blocks=int(rows["blocks"].sum()),
+                guarantee=promises.pop() if len(promises) == 1 else None,
+                blocks=int(np.nansum(rows["blocks"])),
                 violations=int(rows["violations"].sum()),
-                worst=_value(rows["error_max"].max()),
-                escalated=_weighted(rows, "share_escalated"),
-                stored=_weighted(rows, "share_stored"),
+                worst=_value(greatest(rows["error_max"])),
+                escalated=weighted(rows["share_escalated"], rows["blocks"]),
+                stored=weighted(rows["share_stored"], rows["blocks"]),
             )
         )
     return kept
@@ -132,17 +142,14 @@ def tolerances(study: Study) -> list[Kept]:
 @lru_cache(maxsize=1)
 def measure_sizes(study: Study) -> list[Size]:
     """Summarise the bytes of every layer of every cell, over the seeds."""
-    sizes = []
-    for cell, rows in _cells(study.layers, _SIZE):
-        for _, layer in rows.groupby("index", sort=True):
-            sizes.append(_size(cell, layer))
-    return sizes
+    cells = _cells(study.layers, _SIZE)
+    return [_size(cell, layer) for cell, rows in cells for layer in part_columns(rows, rows["index"])]
 
 
 def first_layer_sizes(study: Study) -> list[Size]:
     """Summarise the first convolution of every variant over masks too: its input is the data, whatever the mask."""
-    first = study.layers[study.layers["index"] == 0]
-    return [_size(cell_of(rows.iloc[0]), rows) for _, rows in first.groupby("label", sort=False)]
+    layers = study.layers[study.layers["index"] == 0]
+    return [_size(_first_cell(rows), rows) for rows in part(layers, ("label",), (*_CELL, *_SIZE))]
 
 
 def fits_paper(size: Size) -> bool:
@@ -152,47 +159,46 @@ def fits_paper(size: Size) -> bool:
     return round(size.im2col_bytes) == paper.IM2COL_BYTES
 
 
-def _size(cell: Cell, rows: pd.DataFrame) -> Size:
-    images = float((rows["blocks"] / rows["groups"].fillna(1)).sum())
+def _size(cell: Cell, rows: Columns) -> Size:
+    blocks, groups = rows["blocks"], rows["groups"]
+    images = float(np.nansum(blocks / np.where(np.isnan(groups), 1, groups)))
 
     def scaled(column: str) -> float | None:
-        return _value(rows[column].sum(min_count=len(rows)) / images * IMAGES) if images else None
+        return _value(rows[column].sum() / images * IMAGES) if images else None
 
-    promises = rows["guarantee"].dropna()
-    saved, held = scaled("saved_bytes"), scaled("held_bytes")
-    unrealised, keepers = rows["unrealised"].dropna(), rows["kept_by"].dropna()
+    saved, held, keepers = scaled("saved_bytes"), scaled("held_bytes"), first(rows["kept_by"])
     return Size(
         cell=cell,
-        method=str(rows["layer_compressor"].iloc[0]),
-        eps=_value(rows["layer_eps"].iloc[0]),
-        path=_text(rows["layer_path"].iloc[0]),
-        layer=str(rows["layer"].iloc[0]),
-        index=int(rows["index"].iloc[0]),
-        m=int(rows["m"].iloc[0]),
-        n=int(rows["n"].iloc[0]),
-        runs=len(rows),
-        blocks=int(rows["blocks"].sum()),
-        rank_mean=_weighted(rows, "rank_mean"),
-        break_even_rank=_value(rows["break_even_rank"].iloc[0]),
+        method=str(rows["layer_compressor"][0]),
+        eps=_value(rows["layer_eps"][0]),
+        path=rows["layer_path"][0],
+        layer=str(rows["layer"][0]),
+        index=int(rows["index"][0]),
+        m=int(rows["m"][0]),
+        n=int(rows["n"][0]),
+        runs=len(blocks),
+        blocks=int(np.nansum(blocks)),
+        rank_mean=weighted(rows["rank_mean"], blocks),
+        break_even_rank=_value(rows["break_even_rank"][0]),
         im2col_bytes=scaled("im2col_bytes"),
         input_bytes=scaled("input_bytes"),
         factor_bytes=scaled("factor_bytes"),
-        cut_im2col=_weighted(rows, "cut_im2col"),
-        cut_input=_weighted(rows, "cut_input"),
-        error_mean=_weighted(rows, "error_mean"),
-        error_max=_value(rows["error_max"].max()),
-        violations=int(rows["violations"].sum()) if rows["violations"].notna().all() else None,
-        guarantee=str(promises.iloc[0]) if len(promises) else None,
-        own=_weighted(rows, "share_own"),
-        escalated=_weighted(rows, "share_escalated"),
-        stored=_weighted(rows, "share_stored"),
+        cut_im2col=weighted(rows["cut_im2col"], blocks),
+        cut_input=weighted(rows["cut_input"], blocks),
+        error_mean=weighted(rows["error_mean"], blocks),
+        error_max=_value(greatest(rows["error_max"])),
+        violations=None if np.isnan(rows["violations"]).any() else int(rows["violations"].sum()),
+        guarantee=first(rows["guarantee"]),
+        own=weighted(rows["share_own"], blocks),
+        escalated=weighted(rows["share_escalated"], blocks),
+        stored=weighted(rows["share_stored"], blocks),
         saved_bytes=saved,
         held_bytes=held,
         freed_bytes=scaled("freed_bytes"),
         claimed_bytes=scaled("claimed_bytes"),
         cut_saved=1 - held / saved if saved and held is not None else None,
-        kept_by=join(str(keepers.iloc[0]).split(", ")) if len(keepers) else None,
-        unrealised=str(unrealised.iloc[0]) if len(unrealised) else None,
+        kept_by=None if keepers is None else join(keepers.split(", ")),
+        unrealised=first(rows["unrealised"]),
     )
 
 
@@ -200,7 +206,7 @@ def measure_gradients(study: Study) -> list[Gradients]:
     """Summarise the errors of weight gradients, of the cells whose runs recorded them."""
     columns = ("gradient_error_max", "gradient_cosine_min")
     return [
-        Gradients(cell, len(rows), *(float(rows[column].mean()) for column in columns))
+        Gradients(cell, len(rows["mask"]), *(float(rows[column].mean()) for column in columns))
         for cell, rows in _cells(_having(study, *columns), columns)
     ]
 
@@ -216,20 +222,18 @@ def measure_held(study: Study, plain: bool = False) -> list[Held]:
     entries = []
     for cell, rows in _cells(runs[(runs["plain"] == plain) & runs["held_bytes"].notna()], _HELD):
         formula = rows["formula_bytes"]
-        means = {key: float(rows[key].mean()) for key in ("held_bytes", "plain_held_bytes", "lean_freed_bytes",
-                 "freed_bytes", "claimed_bytes")}  # fmt: skip
         entries.append(
             Held(
                 cell=cell,
-                runs=len(rows),
-                images=_least(rows[["batch_size", "train_size"]].min(axis=1)),
-                formula=None if formula.isna().any() else float(formula.mean()),
-                held=means["held_bytes"],
-                plain=means["plain_held_bytes"],
-                lean_freed=means["lean_freed_bytes"],
-                freed=means["freed_bytes"],
-                claimed=means["claimed_bytes"],
-                hidden=float(rows["hidden_bytes"].max()),
+                runs=len(formula),
+                images=_whole(least(np.fmin(rows["batch_size"], rows["train_size"]))),
+                formula=None if np.isnan(formula).any() else float(formula.mean()),
+                held=average(rows["held_bytes"]),
+                plain=average(rows["plain_held_bytes"]),
+                lean_freed=average(rows["lean_freed_bytes"]),
+                freed=average(rows["freed_bytes"]),
+                claimed=average(rows["claimed_bytes"]),
+                hidden=greatest(rows["hidden_bytes"]),
                 unrealised={k: v for run in rows["id"] for k, v in unrealised.get(str(run), {}).items()},
             )
         )
@@ -245,14 +249,14 @@ def measure_times(study: Study) -> list[Timing]:
         timings.append(
             Timing(
                 cell=cell,
-                runs=len(rows),
-                rounds=_least(rows["step_rounds"]),
+                runs=len(rows["mask"]),
+                rounds=_whole(least(rows["step_rounds"])),
                 wrapped=_spread(rows, "step_wrapped_ms", "q25", "q75"),
                 plain=_spread(rows, "step_plain_ms", "q25", "q75"),
                 ratio=_spread(rows, "step_ratio", "q25", "q75"),
-                lowering=_value(rows["step_lowering_ms"].median()),
-                compressing=_value(rows["step_compressing_ms"].median()),
-                rest=_value(rows["step_rest_ms"].median()),
+                lowering=_value(median(rows["step_lowering_ms"])),
+                compressing=_value(median(rows["step_compressing_ms"])),
+                rest=_value(median(rows["step_rest_ms"])),
             )
         )
     return timings
@@ -265,8 +269,8 @@ def measure_peaks(study: Study) -> list[Peak]:
     return [
         Peak(
             cell=cell,
-            runs=len(rows),
-            processes=_least(rows["peak_processes"]),
+            runs=len(rows["mask"]),
+            processes=_whole(least(rows["peak_processes"])),
             wrapped=_spread(rows, "peak_wrapped_bytes", "min", "max"),
             plain=_spread(rows, "peak_plain_bytes", "min", "max"),
             wrapped_total=_total(rows, "peak_wrapped_total_bytes"),
@@ -281,10 +285,14 @@ def _having(study: Study, *columns: str) -> pd.DataFrame:
     return runs[~runs["plain"] & runs[list(columns)].notna().all(axis=1)]
 
 
-def _cells(rows: pd.DataFrame, columns: Iterable[str]) -> Iterator[tuple[Cell, pd.DataFrame]]:
-    """Part rows by cell, in their order; of the columns, only those named, for each takes its time in every cell."""
-    for _, group in rows[[*_CELL, *columns]].groupby(["mask", "label"], sort=False):
-        yield cell_of(group.iloc[0]), group
+def _cells(rows: pd.DataFrame, columns: Iterable[str]) -> Iterator[tuple[Cell, Columns]]:
+    """Part rows by cell, in their order."""
+    for group in part(rows, ("mask", "label"), (*_CELL, *columns)):
+        yield _first_cell(group), group
+
+
+def _first_cell(rows: Columns) -> Cell:
+    return cell_of({name: rows[name][0] for name in _CELL})
 
 
 def cell_of(row: Any) -> Cell:
@@ -308,31 +316,19 @@ def _value(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _mean(column: "pd.Series[Any]") -> float | None:
-    return _value(column.mean())
+def _whole(value: float | None) -> int | None:
+    return None if pd.isna(value) else int(value)
 
 
-def _least(column: "pd.Series[Any]") -> int | None:
-    return None if column.isna().all() else int(column.min())
+def _spread(rows: Columns, column: str, low: str, high: str) -> Spread:
+    middle = median(rows[column])
+    ends = (least(rows[f"{column}_{low}"]), greatest(rows[f"{column}_{high}"]))
+    return Spread(middle, float(np.fmin(middle, ends[0])), float(np.fmax(middle, ends[1])))
 
 
-def _weighted(rows: pd.DataFrame, column: str) -> float | None:
-    """Average a column over the blocks behind its rows; missing in one row, missing in all."""
-    if rows[column].isna().any() or not rows["blocks"].sum() > 0:
-        return None
-    return float(np.average(rows[column].astype(float), weights=rows["blocks"].astype(float)))
+def _total(rows: Columns, column: str) -> Spread | None:
+    return None if np.isnan(rows[column]).any() else _spread(rows, column, "min", "max")
 
 
-def _spread(rows: pd.DataFrame, column: str, low: str, high: str) -> Spread:
-    middle = float(rows[column].median())
-    ends: list[tuple[str, Callable[[Any], Any]]] = [(low, np.nanmin), (high, np.nanmax)]
-    bounds = [float(end([middle, *rows[f"{column}_{suffix}"]])) for suffix, end in ends]
-    return Spread(middle, *bounds)
-
-
-def _total(rows: pd.DataFrame, column: str) -> Spread | None:
-    return None if rows[column].isna().any() else _spread(rows, column, "min", "max")
-
-
-def _seeds(rows: pd.DataFrame) -> tuple[int, ...]:
-    return tuple(int(seed) for seed in rows["seed"])
+def _seeds(seeds: NDArray[np.float64]) -> tuple[int, ...]:
+    return tuple(int(seed) for seed in seeds)

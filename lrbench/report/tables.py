@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "read_table",
     "runs_table",
     "write_table",
+    "write_tables",
 ]
 
 BY_POLICY = "as the policy says"
@@ -209,6 +211,8 @@ _BLOCK_TYPES = {
     "error": "float64",
 }
 _TYPES = _RUN_TYPES | _EPOCH_TYPES | _LAYER_TYPES
+_PATHS = {name: where.split(".") for name, (_, where) in _RUN.items() if where}
+_NOT_SETTING = {"seed", *_CELL, *_SETTING}
 
 
 class NoRunsError(LookupError):
@@ -246,18 +250,17 @@ class Study:
 def describe_setting(config: Mapping[str, Any]) -> str:
     """Put into words all of a configuration but its seed and its cell of the grid; equal words, equal setting."""
     parts = [words.format(_flat(config[key])) for key, words in _SETTING.items() if config.get(key) not in (None, [])]
-    known = {"seed", *_CELL, *_SETTING}
-    return ", ".join(parts + [f"{key} {_flat(config[key])}" for key in sorted(config) if key not in known])
+    return ", ".join(parts + [f"{key} {_flat(config[key])}" for key in sorted(config) if key not in _NOT_SETTING])
 
 
 def runs_table(records: Iterable[Record]) -> pd.DataFrame:
     """Tabulate runs, finished and failed, one row each; predictions and tracebacks stay in the run files."""
     rows = []
     for record in records:
-        row = _shared(record) | {name: _dig(record, where) for name, (_, where) in _RUN.items() if where}
+        row = _shared(record) | {name: _dig(record, *path) for name, path in _PATHS.items()}
         row["widths"] = _flat(record["config"].get("widths"))
-        row["classes"] = len(_dig(record, "data.classes") or ()) or None
-        claims = [layer["claimed_bytes"] for layer in _dig(record, "savings.layers") or ()]
+        row["classes"] = len(_dig(record, "data", "classes") or ()) or None
+        claims = [layer["claimed_bytes"] for layer in _dig(record, "savings", "layers") or ()]
         row["claimed_bytes"] = sum(claims) if _dig(record, "savings") else None
         gradients = _dig(record, "gradients") or ()
         row["gradient_error_max"] = max((_or_infinite(g["error"]) for g in gradients), default=None)
@@ -268,7 +271,10 @@ def runs_table(records: Iterable[Record]) -> pd.DataFrame:
 
 def epochs_table(records: Iterable[Record]) -> pd.DataFrame:
     """Tabulate training, one row per run and epoch."""
-    rows = [epoch | _shared(record) for record in records for epoch in record.get("epochs") or ()]
+    rows = []
+    for record in records:
+        shared = _shared(record)
+        rows += [epoch | shared for epoch in record.get("epochs") or ()]
     return _frame(rows, _EPOCH_TYPES)
 
 
@@ -276,14 +282,15 @@ def layers_table(records: Iterable[Record]) -> pd.DataFrame:
     """Tabulate what compression did, one row per run and compressed layer."""
     rows = []
     for record in records:
-        times = {layer["layer"]: layer for layer in _dig(record, "step.layers") or ()}
-        savings = {layer["layer"]: layer for layer in _dig(record, "savings.layers") or ()}
+        shared = _shared(record)
+        times = {layer["layer"]: layer for layer in _dig(record, "step", "layers") or ()}
+        savings = {layer["layer"]: layer for layer in _dig(record, "savings", "layers") or ()}
         gradients = {row["layer"]: row for row in record.get("gradients") or ()}
         for layer in record.get("layers") or ():
             ours = gradients.get(layer["layer"], {})
             found = {f"gradient_{key}": ours.get(key) for key in ("cosine", "cosine_min", "error", "bias")}
             measured = times.get(layer["layer"], {}) | layer | found | _saved(layer, savings.get(layer["layer"]))
-            rows.append(measured | _done(record, layer) | _shared(record))
+            rows.append(measured | _done(record, layer) | shared)
     return _frame(rows, _LAYER_TYPES)
 
 
@@ -300,6 +307,13 @@ def blocks_table(records: Iterable[Record], thinning: int = 1) -> pd.DataFrame:
     return _frame(rows, _BLOCK_TYPES)
 
 
+def write_tables(studies: Sequence[Study], folder: Path) -> None:
+    """Write the runs, the epochs and the layers of all studies as ``runs.csv``, ``epochs.csv`` and ``layers.csv``."""
+    for name, types in (("runs", _RUN_TYPES), ("epochs", _EPOCH_TYPES), ("layers", _LAYER_TYPES)):
+        table = pd.concat([getattr(study, name) for study in studies], ignore_index=True)
+        write_table(table[list(types)], folder / f"{name}.csv")
+
+
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, every text in quotes."""
     buffer = io.StringIO()
@@ -314,10 +328,10 @@ def read_table(path: Path | str) -> pd.DataFrame:
 
 def make_studies(records: Iterable[Record]) -> list[Study]:
     """Sort runs and part them by setting, so that nothing is compared or averaged across settings."""
-    ordered = sorted(records, key=_order)
+    ordered = sorted(((describe_setting(record["config"]), record) for record in records), key=_order)
     studies = []
-    for setting, group in groupby(ordered, key=lambda record: describe_setting(record["config"])):
-        chosen = tuple(group)
+    for setting, pairs in groupby(ordered, key=itemgetter(0)):
+        chosen = tuple(record for _, record in pairs)
         names = _names(chosen)
         total = sum(len(layer.get("errors") or ()) for record in chosen for layer in record.get("layers") or ())
         thinning = max(1, -(-total // BLOCKS))
@@ -393,12 +407,13 @@ def _saved(layer: Mapping[str, Any], savings: Mapping[str, Any] | None) -> dict[
     return row | {"kept_by": savings["kept_by"], "unrealised": savings["reason"]}
 
 
-def _order(record: Record) -> tuple[Any, ...]:
+def _order(described: tuple[str, Record]) -> tuple[Any, ...]:
+    setting, record = described
     config = record["config"]
     cell = (_sortable(config.get(key)) for key in ("compressor_version", "eps", "path", "policy", "seed"))
     mask = config["mask"]
     fewest_first = mask.count("1"), mask.replace("1", " ")  # then from the input side on
-    return describe_setting(config), fewest_first, place(config.get("compressor")), *cell, record["id"]
+    return setting, fewest_first, place(config.get("compressor")), *cell, record["id"]
 
 
 def _or_infinite(value: float | None) -> float:
@@ -411,14 +426,15 @@ def _sortable(value: Any) -> tuple[bool, Any]:
 
 
 def _shared(record: Record) -> dict[str, Any]:
-    config = {name: _dig(record, where) for name, (_, where) in _CONFIG.items()}
-    return {"id": record["id"], "setting": describe_setting(record["config"])} | config
+    config = record["config"]
+    cell = {name: config.get(name) for name in _CONFIG}
+    return {"id": record["id"], "setting": describe_setting(config)} | cell
 
 
-def _dig(record: Record, where: str) -> Any:
-    """Follow a dotted path; whatever is absent or null on the way is None."""
+def _dig(record: Record, *path: str) -> Any:
+    """Follow a path; whatever is absent or null on the way is None."""
     value: Any = record
-    for key in where.split("."):
+    for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 

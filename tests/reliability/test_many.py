@@ -35,5 +35,5 @@ def test_a_figure_has_a_bounded_number_of_panels_and_rows_and_says_what_it_leave
     assert len(shown) == facets.PANELS
     assert {len(facet.rows) for facet in shown} == {facets.ROWS}
     rows = "the first 40 of up to 1,000 compressors and policies of a panel"
-    assert said == f" Only the first 24 of 100 panels and {rows} are drawn; the tables hold all."
+    assert said == f" Only the first 9 of 100 panels and {rows} are drawn; the tables hold all."
     assert bounded(many[:3] and [Facet([1, 2], "m", "", "")]) == ([Facet([1, 2], "m", "", "")], "")
