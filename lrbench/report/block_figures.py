@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -274,19 +275,19 @@ def _columns(facets: Sequence[Facet]) -> int:
 
 def _boxes(ax: Axes, rows: pd.DataFrame, column: str, names: list[str], style: dict[str, Look]) -> None:
     """Draw one box per compressor."""
-    groups = by_name(rows)
-    places = np.array([names.index(name) for name, _ in groups])
-    colours = [style[str(mine["compressor"].iloc[0])].colour for _, mine in groups]
-    low, q1, middle, q3, high = np.transpose([np.percentile(mine[column], [0, 25, 50, 75, 100]) for _, mine in groups])
-    box: dict[str, Any] = {"linewidth": 0.9, "zorder": 2}
-    ax.barh(places, q3 - q1, 0.34, left=q1, color=colours, edgecolor=INK, alpha=0.55, **box)
-    ax.hlines([*places, *places], [*low, *q3], [*q1, *high], color=INK, **box)
-    ax.vlines([*low, *high], [*places - 0.085] * 2, [*places + 0.085] * 2, color=INK, **box)
-    ax.vlines(middle, places - 0.17, places + 0.17, color=INK, **box)
+    present = {name: style[str(mine["compressor"].iloc[0])].colour for name, mine in by_name(rows)}
+    ticks, labels = ax.get_yticks(), [label.get_text() for label in ax.get_yticklabels()]
+    sns.boxplot(
+        x=rows[column].astype(float), y=rows["name"].astype(str), order=names, hue=rows["name"].astype(str),
+        palette=present, legend=False, ax=ax, whis=(0, 100), width=0.34, linewidth=0.9, saturation=1, linecolor=INK,
+        boxprops={"alpha": 0.55},
+    )  # fmt: skip
+    ax.set_yticks(ticks, labels)
     ax.set_ylim(len(names) - 0.5, -0.6)
+    ax.set(xlabel="", ylabel="")
     ax.grid(False, axis="y")
-    for place in set(range(len(names))) - set(places):
-        _remark(ax, place, "no blocks here")
+    for name in set(names) - set(present):
+        _remark(ax, names.index(name), "no blocks here")
 
 
 def _points(ax: Axes, y: int, errors: "np.ndarray[Any, Any]", eps: float, look: Look) -> None:

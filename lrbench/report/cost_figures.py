@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -92,9 +93,9 @@ def _curves(ax: Axes, rows: pd.DataFrame, colour: str, marker: str, line: Any) -
             alpha=0.5,
         )  # fmt: skip
     complete = seeds.dropna()
-    ax.plot(
-        complete.index.astype(int), complete.mean(axis=1), color=colour, linestyle=line, marker=marker or None,
-        markevery=max(1, len(complete) // 8), markeredgecolor=PAPER, markeredgewidth=0.4,
+    sns.lineplot(
+        x=complete.index.astype(int), y=complete.mean(axis=1), ax=ax, color=colour, linestyle=line, errorbar=None,
+        marker=marker or None, markevery=max(1, len(complete) // 8), markeredgecolor=PAPER, markeredgewidth=0.4,
     )  # fmt: skip
 
 

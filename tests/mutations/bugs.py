@@ -396,8 +396,8 @@ BUGS = [
     Bug(
         "seeds paired by their order",
         "report/summaries.py",
-        '100 * (value - float(reference["accuracy_as_trained"][s])) for s, value in pairs.items()}',
-        '100 * (value - float(reference["accuracy_as_trained"].iloc[k])) for k, (s, value) in enumerate(pairs.items())}',
+        "100 * (value - reference[seed][0]) for seed, value in pairs.items()}",
+        "100 * (value - list(reference.values())[k][0]) for k, (seed, value) in enumerate(pairs.items())}",
         "report/test_verdicts.py",
         "missing_does_not_shift_the_pairs",
     ),
