@@ -1,4 +1,6 @@
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from runs import config
@@ -48,6 +50,17 @@ def test_the_masks_are_half_of_all_and_balanced_in_every_pair_of_layers():
             for b in range(a):
                 counts = Counter((mask[a], mask[b]) for mask in masks)
                 assert sorted(counts.values()) == [8, 8, 8, 8]
+
+
+def test_the_readme_says_how_many_cells_and_seeds_each_has():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (`[^|]*`) \|[^|]*\| (\d+) x (\d+) \|$", readme, re.MULTILINE)
+    assert len(told) == 6
+    for names, cells, seeds in told:
+        for name in re.findall("`([^`]*)`", names):
+            runs = runs_of(name)
+            assert len(runs) == int(cells) * int(seeds), name
+            assert len({run.seed for run in runs}) == int(seeds), name
 
 
 def test_an_extending_preset_takes_the_rest_from_the_other():

@@ -272,7 +272,9 @@ def test_memory_that_autograd_did_not_save_is_a_defect() -> None:
 def test_what_bits_free_is_told_apart_from_compression() -> None:
     step = savings([], held_bytes=4_000_000, uncompressed_bytes=4_000_000, lean_freed_bytes=6_000_000)
     (found,) = held(make_record("000000"), make_policy_record("bits", {}, lean=True, savings=step)).values()
-    assert found.text.endswith("0.40× the plain model's 10,000,000: keeping bits or computing again frees 6,000,000 bytes.")
+    assert found.text.endswith(
+        "0.40× the plain model's 10,000,000: keeping bits or computing again frees 6,000,000 bytes."
+    )
     (study,) = make_studies([make_policy_record("bits", {}, lean=True, savings=step)])
     assert not [v for v in judge(study) if v.topic == "Not measured"], "it has no layers to measure"
 
