@@ -116,7 +116,8 @@ def take_ledger(model: nn.Module, forward: Callable[[], Tensor]) -> Ledger:
     gc.collect()
     before = _tensors()
     owners = _owners(model)
-    foreign = {id(buffer): buffer for buffer in _foreign()}
+    # Where nobody traces yet, what is older has no trace: a walk over all objects, which takes a second, is saved.
+    foreign = {id(buffer): buffer for buffer in _foreign()} if tracemalloc.is_tracing() else {}
     watch = _Watch({tensor.untyped_storage()._cdata for tensor in before})
     del before
     with _traced():

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import tracemalloc
 from typing import Any
 
 import numba
@@ -224,6 +225,20 @@ def test_what_another_thread_makes_meanwhile_is_not_the_forward_passes() -> None
     other.join()
     assert len(made) == 2
     assert ledger.held == ledger_of(model).held
+
+
+def test_where_somebody_traces_already_a_buffer_of_an_earlier_forward_pass_is_not_this_ones() -> None:
+    model = network()
+    model.relu1 = nn.Sequential(model.relu1, _Leak("numpy elsewhere"))
+    size = N * 4 * 16 * 16 * 4
+    x, y = batch()
+    tracemalloc.start(40)  # enough to reach the call, and quicker than more
+    try:
+        ledgers = [take_ledger(model, lambda: F.cross_entropy(model(x), y)) for _ in range(2)]
+    finally:
+        tracemalloc.stop()
+    assert len(model.relu1[1].nooks) == 2
+    assert [[e.nbytes for e in ledger.entries if e.kind == "foreign"] for ledger in ledgers] == [[size], [size]]
 
 
 def test_a_small_view_of_a_large_buffer_counts_whole() -> None:
