@@ -296,13 +296,14 @@ def wrap(
         reason = made.skip(Geometry.of(layers[name]), None, way)
         if reason is not None:
             raise ValueError(f"{made.name or type(made).__name__} is not for layer {name!r} on path {way}: {reason}")
-    if isinstance(mask, Policy) and mask.lean:
-        lean(model)
     if isinstance(mask, Policy) and mask.segments:
+        checkpointed(model, mask.segments)
+    if isinstance(mask, Policy) and mask.lean:
         try:
-            checkpointed(model, mask.segments)
+            lean(model)
         except ValueError:
-            unlean(model)
+            if mask.segments:
+                uncheckpointed(model)
             raise
     for name, (made, way) in plan.items():
         conv = layers[name]

@@ -161,6 +161,17 @@ def test_a_policy_that_does_not_fit_leaves_the_model_as_it_was(policy: Policy, m
     assert not segments_of(model)
 
 
+def test_a_policy_that_cannot_be_applied_leaves_what_the_model_was_before() -> None:
+    lean = lrbench.lean(network())
+    with pytest.raises(ValueError, match="cut into 1 to"):
+        lrbench.wrap(lean, Policy({}, segments=99))
+    assert lrbench.lean_modules(lean)
+    with pytest.raises(ValueError, match="lean already"):
+        lrbench.wrap(lean, Policy({}, lean=True, segments=2))
+    assert lrbench.lean_modules(lean)
+    assert not segments_of(lean)
+
+
 def test_a_policy_beside_other_arguments_is_refused() -> None:
     with pytest.raises(ValueError, match="beside a policy"):
         lrbench.wrap(network(), Policy({}), eps=0.1)
