@@ -22,7 +22,10 @@ from lrbench.compressors import Compressor, get_compressor
 from lrbench.im2col import Geometry, Im2col
 from lrbench.policy import Policy
 
-__all__ = ["PATHS", "CompressedConvolution", "compressed_layers", "convolutions", "masked_layers", "unwrap", "wrap"]
+__all__ = [
+    *("PATHS", "CompressedConvolution", "compressed_layers", "convolutions"),
+    *("masked_layers", "plain_copy", "unwrap", "wrap"),
+]
 
 Path = Literal["forward", "backward", "both"]
 PATHS: tuple[Path, ...] = ("forward", "backward", "both")
