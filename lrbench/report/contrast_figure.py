@@ -38,18 +38,19 @@ def draw_contrasts(study: Study) -> Drawing:
     ax.set_ylim(len(made) - 0.5, -0.6)
     ax.grid(False, axis="y")
     ax.set_xlabel("difference in accuracy (points)")
-    legend(
-        fig,
-        [
-            Line2D([], [], color=INK, marker="o", ms=2.4, mew=0, linestyle="", label="seed"),
-            Line2D([], [], color=colour, marker="o", ms=7, mec=PAPER, linewidth=3, alpha=0.6,
-                   label="mean, paired t 90 % over seeds"),
-            Line2D([], [], color=colour, marker="|", ms=6, linewidth=1, label="90 % over seeds and images"),
-            Patch(facecolor=MUTED, alpha=0.2, label=f"±{MARGIN:g} point"),
-        ],
-        2,
+    handles = [Line2D([], [], color=INK, marker="o", ms=2.4, mew=0, linestyle="", label="seed")]
+    by_seed = any(contrast.low is not None for contrast in made)
+    handles.append(
+        Line2D(
+            [], [], color=colour, marker="o", ms=7, mec=PAPER, linewidth=3 if by_seed else 0, alpha=0.6,
+            label="mean, paired t 90 % over seeds" if by_seed else "mean",
+        )
     )  # fmt: skip
+    if any(contrast.images is not None for contrast in made):
+        handles.append(Line2D([], [], color=colour, marker="|", ms=6, linewidth=1, label="90 % over seeds and images"))
+    legend(fig, [*handles, Patch(facecolor=MUTED, alpha=0.2, label=f"±{MARGIN:g} point")], 2)
+    one = "" if by_seed else " One seed has no interval."
     return fig, (
         "Differences in last-epoch test accuracy, as trained, between the cells that the preset names, paired by seed. "
-        "Only an interval that lies within the grey band is called no difference."
+        f"Only an interval that lies within the grey band is called no difference.{one}"
     )

@@ -5,6 +5,7 @@ from scipy import stats
 
 from lrbench.presets import load_preset
 from lrbench.report import write_report
+from lrbench.report.contrast_figure import draw_contrasts
 from lrbench.report.contrasts import compare_cells, holm, judge_contrast, two_way_interval
 from lrbench.report.tables import make_studies
 
@@ -91,6 +92,18 @@ def test_the_two_way_interval_has_the_spread_of_seeds_and_of_images_together():
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
     assert holm([0.04, None, 0.01, 0.03]) == pytest.approx([0.06, None, 0.03, 0.06], nan_ok=True)
     assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_the_figures_legend_names_intervals_only_where_some_are_drawn(seeds):
+    (study,) = make_studies(some(seeds))
+    fig, caption = draw_contrasts(study)
+    said = [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+    several = len(seeds) > 1
+    assert ("mean, paired t 90 % over seeds" in said) == several
+    assert ("One seed has no interval" in caption) != several
+    images = any(contrast.images is not None for contrast in compare_cells(study))
+    assert ("90 % over seeds and images" in said) == images
 
 
 def test_runs_of_no_preset_have_no_such_section(tmp_path):
