@@ -55,17 +55,17 @@ def by_residual(
     """
     m, n = U.shape[1], V.shape[1]
     pitch, columns = layout.pitch, layout.columns
-    P, wide = np.zeros(layout.channels * layout.plane, U.dtype), np.zeros(layout.channels * layout.plane)
+    P = np.zeros(layout.channels * layout.plane, U.dtype)
     D = np.empty((m, n), U.dtype)
+    lines = np.empty(layout.plane // pitch * columns, U.dtype)
     energies = np.empty(4)
     unused = np.empty(m, np.bool_)
     used = 0
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, wide)
-        P[:] = wide
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
+        _lower(P, layout, lines, D)
         total = 0.0
         for i in range(m):
-            read(P, at[i], pitch, columns, D[i])
             total += _energy(D[i])
             unused[i] = True
         negligible = floor * np.sqrt(total)
@@ -142,12 +142,11 @@ def by_estimate(
     """
     m, n = U.shape[1], V.shape[1]
     pitch, columns = layout.pitch, layout.columns
-    P, wide = np.zeros(layout.channels * layout.plane, U.dtype), np.zeros(layout.channels * layout.plane)
+    P = np.zeros(layout.channels * layout.plane, U.dtype)
     unused = np.empty(m, np.bool_)
     used = 0
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, wide)
-        P[:] = wide
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         for i in range(m):
             unused[i] = True
         row_index, rank, norm = 0, 0, 0.0
@@ -199,6 +198,21 @@ def _residual_row(
     read(P, start, pitch, columns, row)
     for k in range(first, first + rank):
         _update(row, U[k, i], V[k])
+
+
+@compiled
+def _lower(P: Any, layout: Any, lines: Any, D: Any) -> None:  # pragma: no cover (compiled)
+    """All rows of the block; ``lines`` is room for those of a padded channel, without what padding put between them."""
+    pitch, columns, n = layout.pitch, layout.columns, D.shape[1]
+    i = 0
+    for c in range(layout.channels):
+        for s in range(layout.S):
+            read(P, c * layout.plane + s * layout.q, pitch, columns, lines)
+            for r in range(layout.R):
+                row, into = lines[r * layout.p * columns : r * layout.p * columns + n], D[i + r * layout.S + s]
+                for t in range(n):
+                    into[t] = row[t]
+        i += layout.R * layout.S
 
 
 @compiled

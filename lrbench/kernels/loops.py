@@ -3,6 +3,7 @@
 Loops run over slices that begin at 0, because only then does the compiler see that no index is negative.
 """
 
+import ctypes
 import hashlib
 import itertools
 import os
@@ -51,24 +52,53 @@ exact = _kernel(fastmath=False)
 
 
 def for_parts(count: int, work: Callable[[int, int], Any]) -> None:
-    """Call ``work(start, stop)`` on parts of ``range(count)``, as many at a time as torch has threads."""
-    threads = max(1, min(torch.get_num_threads(), count))
+    """Call ``work(start, stop)`` on parts of ``range(count)``, as many at a time as torch has threads.
+
+    The threads are torch's own where they can be had: after each of its operations these wait for the next one, at full
+    speed, and threads of ours would have to share the processor with them.
+    """
+    threads = torch.get_num_threads()
     # Blocks differ in what they cost: a thread that is done takes the next part.
-    parts = min(count, 1 if threads == 1 else _PARTS * threads)
+    parts = min(count, _PARTS * threads if threads > 1 else 1)
     numbers = itertools.count()
+    errors: list[BaseException] = []
 
-    def take() -> None:
-        while (k := next(numbers)) < parts:
-            work(k * count // parts, (k + 1) * count // parts)
+    def take(_: object = None) -> None:
+        try:
+            while not errors and (k := next(numbers)) < parts:
+                work(k * count // parts, (k + 1) * count // parts)
+        except BaseException as error:  # no error may leave a thread that is not Python's
+            errors.append(error)
 
-    others = [_helpers(threads - 1).submit(take) for _ in range(threads - 1)]
-    take()
-    for other in others:
-        other.result()
+    if min(threads, parts) <= 1:
+        take()
+    elif (team := _torch_threads()) is not None:
+        # All of them, if some have nothing to do: a team of another size would be made anew.
+        team(_Routine(take), None, threads, 0)
+    else:
+        others = [_helpers(threads - 1).submit(take) for _ in range(threads - 1)]
+        take()
+        for other in others:
+            other.result()
+    if errors:
+        raise errors[0]
 
 
 _PARTS = 4
 """For each thread: few, because every one allocates its own scratch."""
+
+_Routine = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _torch_threads() -> Any:
+    """``GOMP_parallel(routine, data, threads, flags)`` of the OpenMP runtime that torch has loaded, if there is one."""
+    if os.name == "nt" or "backend: OpenMP" not in torch.__config__.parallel_info():
+        return None
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if found is not None:
+        found.argtypes, found.restype = (_Routine, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return found
 
 
 @cache
@@ -76,8 +106,15 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="lrbench")
 
 
-if hasattr(os, "register_at_fork"):  # where there is one: threads do not survive it
-    os.register_at_fork(after_in_child=_helpers.cache_clear)
+def _begin_anew() -> None:
+    """In a forked process, where no thread came along: OpenMP's would be waited for in vain."""
+    global _torch_threads
+    _torch_threads = cache(lambda: None)
+    _helpers.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):  # where there is one
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @compiled
@@ -222,28 +259,43 @@ def correlate(P: Any, at: Any, w: Any, x: Any, out: Any, also: Any) -> None:  # 
 
 
 @compiled
-def combine(rows: Any, count: int, c: Any, d: Any, out: Any, also: Any) -> None:  # pragma: no cover (compiled)
-    """``out`` += Σ c_k rows_k over the first ``count`` rows, and ``also`` likewise with d, in one reading."""
-    n = len(out)
+def combine(
+    rows: Any, count: int, c0: Any, c1: Any, c2: Any, c3: Any, x0: Any, x1: Any, x2: Any, x3: Any
+) -> None:  # pragma: no cover (compiled)
+    """``x0`` += Σ_k c0_k rows_k over the first ``count`` rows, and the others likewise: four for one reading of a row.
+
+    Four times four, because as many numbers stay in registers, and each that is read is used four times.
+    """
+    n = len(x0)
     k = 0
-    while k + 8 <= count:
+    while k + 4 <= count:
         r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-        r4, r5, r6, r7 = rows[k + 4], rows[k + 5], rows[k + 6], rows[k + 7]
-        c0, c1, c2, c3, c4, c5, c6, c7 = c[k], c[k + 1], c[k + 2], c[k + 3], c[k + 4], c[k + 5], c[k + 6], c[k + 7]
-        d0, d1, d2, d3, d4, d5, d6, d7 = d[k], d[k + 1], d[k + 2], d[k + 3], d[k + 4], d[k + 5], d[k + 6], d[k + 7]
+        a0, a1, a2, a3 = c0[k], c0[k + 1], c0[k + 2], c0[k + 3]
+        b0, b1, b2, b3 = c1[k], c1[k + 1], c1[k + 2], c1[k + 3]
+        d0, d1, d2, d3 = c2[k], c2[k + 1], c2[k + 2], c2[k + 3]
+        e0, e1, e2, e3 = c3[k], c3[k + 1], c3[k + 2], c3[k + 3]
         for t in range(n):
-            v0, v1, v2, v3, v4, v5, v6, v7 = r0[t], r1[t], r2[t], r3[t], r4[t], r5[t], r6[t], r7[t]
-            out[t] += (c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3) + (c4 * v4 + c5 * v5 + c6 * v6 + c7 * v7)
-            also[t] += (d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3) + (d4 * v4 + d5 * v5 + d6 * v6 + d7 * v7)
-        k += 8
-    while k + 2 <= count:
-        r0, r1, c0, c1, d0, d1 = rows[k], rows[k + 1], c[k], c[k + 1], d[k], d[k + 1]
+            v0, v1, v2, v3 = r0[t], r1[t], r2[t], r3[t]
+            x0[t] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
+            x1[t] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
+            x2[t] += (d0 * v0 + d1 * v1) + (d2 * v2 + d3 * v3)
+            x3[t] += (e0 * v0 + e1 * v1) + (e2 * v2 + e3 * v3)
+        k += 4
+    if k + 2 <= count:
+        r0, r1 = rows[k], rows[k + 1]
+        a0, a1, b0, b1, d0, d1, e0, e1 = c0[k], c0[k + 1], c1[k], c1[k + 1], c2[k], c2[k + 1], c3[k], c3[k + 1]
         for t in range(n):
-            out[t] += c0 * r0[t] + c1 * r1[t]
-            also[t] += d0 * r0[t] + d1 * r1[t]
+            v0, v1 = r0[t], r1[t]
+            x0[t] += a0 * v0 + a1 * v1
+            x1[t] += b0 * v0 + b1 * v1
+            x2[t] += d0 * v0 + d1 * v1
+            x3[t] += e0 * v0 + e1 * v1
         k += 2
     if k < count:
-        r0, c0, d0 = rows[k], c[k], d[k]
+        r0, a0, b0, d0, e0 = rows[k], c0[k], c1[k], c2[k], c3[k]
         for t in range(n):
-            out[t] += c0 * r0[t]
-            also[t] += d0 * r0[t]
+            v0 = r0[t]
+            x0[t] += a0 * v0
+            x1[t] += b0 * v0
+            x2[t] += d0 * v0
+            x3[t] += e0 * v0

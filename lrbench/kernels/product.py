@@ -96,7 +96,7 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
 def _times(
     left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    spare = np.empty(V.shape[1], V.dtype)
+    spare = np.empty((3, V.shape[1]), V.dtype)
     for b in range(first, last):
         _times_one(left, starts[b], V[offsets[b] : offsets[b + 1]], bias, out[b], spare)
 
@@ -107,7 +107,7 @@ def _times_last(
 ) -> None:  # pragma: no cover (compiled)
     K, n = len(left), V.shape[1]
     # A little longer than n: rows a power of two apart would share the places of a cache.
-    spare, turned = np.empty(n, V.dtype), np.empty((K, n + 16), V.dtype)
+    spare, turned = np.empty((3, n), V.dtype), np.empty((K, n + 16), V.dtype)
     for b in range(first, last):
         _times_one(left, starts[b], V[offsets[b] : offsets[b + 1]], bias, turned, spare)
         into = out[b]
@@ -119,28 +119,33 @@ def _times_last(
 
 @compiled
 def _times_one(left: Any, at: int, rows: Any, bias: Any, out: Any, spare: Any) -> None:  # pragma: no cover (compiled)
-    """One block's product, into the first n columns of ``out``; ``spare``, (n,), is beside a row without a partner."""
-    K, n = len(left), len(spare)
-    for i in range(0, K, 2):
-        j = min(i + 1, K - 1)
-        here, there = out[i, :n], out[j, :n] if j > i else spare
+    """One block's product, into the first n columns of ``out``; ``spare``, (3, n), is for rows that there are not."""
+    K, n = len(left), spare.shape[1]
+    for i in range(0, K, 4):
+        i1, i2, i3 = min(i + 1, K - 1), min(i + 2, K - 1), min(i + 3, K - 1)
+        x0, x1 = out[i, :n], out[i1, :n] if i + 1 < K else spare[0]
+        x2, x3 = out[i2, :n] if i + 2 < K else spare[1], out[i3, :n] if i + 3 < K else spare[2]
+        b0, b1, b2, b3 = bias[i], bias[i1], bias[i2], bias[i3]
         for t in range(n):
-            here[t] = bias[i]
-            there[t] = bias[j]
-        combine(rows, len(rows), left[i, at:], left[j, at:], here, there)
+            x0[t] = b0
+            x1[t] = b1
+            x2[t] = b2
+            x3[t] = b3
+        combine(rows, len(rows), left[i, at:], left[i1, at:], left[i2, at:], left[i3, at:], x0, x1, x2, x3)
 
 
 @compiled
 def _against_last(
     V: Any, offsets: Any, starts: Any, grad: Any, out: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    spare = np.empty(grad.shape[2], V.dtype)
+    spare = np.empty((3, grad.shape[2]), V.dtype)
     for b in range(first, last):
-        at, begin, rank = starts[b], offsets[b], offsets[b + 1] - offsets[b]
-        for k in range(0, rank, 2):
-            other = min(k + 1, rank - 1)
-            also = out[at + k + 1] if other > k else spare
-            combine(grad[b], len(grad[b]), V[begin + k], V[begin + other], out[at + k], also)
+        at, rank, rows = starts[b], offsets[b + 1] - offsets[b], V[offsets[b] : offsets[b + 1]]
+        for k in range(0, rank, 4):
+            k1, k2, k3 = min(k + 1, rank - 1), min(k + 2, rank - 1), min(k + 3, rank - 1)
+            x0, x1 = out[at + k], out[at + k1] if k + 1 < rank else spare[0]
+            x2, x3 = out[at + k2] if k + 2 < rank else spare[1], out[at + k3] if k + 3 < rank else spare[2]
+            combine(grad[b], len(grad[b]), rows[k], rows[k1], rows[k2], rows[k3], x0, x1, x2, x3)
 
 
 @compiled

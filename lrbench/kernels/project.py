@@ -12,6 +12,9 @@ from lrbench.kernels.loops import accumulate, combine, compiled, correlate, dot,
 
 __all__ = ["project_columns", "project_rows", "residuals"]
 
+TILE = 288
+"""Numbers of a row that are worked on at a time."""
+
 
 @compiled
 def project_rows(
@@ -147,41 +150,49 @@ def residuals(
     """
     m, n = len(at), V.shape[1]
     pitch, columns = layout.pitch, layout.columns
-    P = np.zeros(layout.channels * layout.plane, work.dtype)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    length = (layout.lines - 1) * pitch + columns
-    B, c = np.zeros((most, length), work.dtype), np.empty((2, most), work.dtype)
-    rows, narrow = np.empty((2, length), work.dtype), np.empty(n, work.dtype)
+    # A part of the lines at a time, which stays in the cache while four rows after the other use it.
+    lines = max(1, min(layout.lines, TILE // pitch))
+    parts, span = (layout.lines + lines - 1) // lines, lines * pitch
+    # An odd number of cache lines: rows a power of two apart would share the places of a cache.
+    width = ((span + 15) // 16 | 1) * 16
+    # The last part may read on behind the image.
+    P = np.zeros(layout.channels * layout.plane + span, work.dtype)
+    pixels = P[: layout.channels * layout.plane]
+    B, c = np.zeros((parts, most, width), work.dtype), np.zeros((m + 3, most), work.dtype)
+    rows, counted = np.zeros((4, width), work.dtype), np.zeros((parts, width), work.dtype)
+    for y in range(layout.lines):
+        counted[y // lines, y % lines * pitch : y % lines * pitch + columns] = 1
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
+        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, pixels)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
-            _widen(V[first + k], power[b, 5], narrow)
-            _widened(narrow, pitch, columns, B[k])
+            _widen_lines(V[first + k], power[b, 5], columns, pitch, B, k)
+            u = U[first + k]
+            for i in range(m):
+                c[i, k] = -np.float64(u[i]) * power[b, 3]
         total = 0.0
-        for i in range(0, m, 2):
-            j = min(i + 1, m - 1)
-            for k in range(rank):
-                c[0, k] = -np.float64(U[first + k, i]) * power[b, 3]
-                c[1, k] = -np.float64(U[first + k, j]) * power[b, 3]
-            rows[0] = P[at[i] : at[i] + length]
-            rows[1] = P[at[j] : at[j] + length]
-            combine(B, rank, c[0], c[1], rows[0], rows[1])
-            _narrow(rows[0], pitch, columns, narrow)
-            total += _energy(narrow)
-            if j > i:
-                _narrow(rows[1], pitch, columns, narrow)
-                total += _energy(narrow)
-        norm = _squared_norm(P, counts)
+        for p in range(parts):
+            for i in range(0, m, 4):
+                some = min(4, m - i)
+                for j in range(some):
+                    rows[j, :span] = P[at[i + j] + p * span : at[i + j] + (p + 1) * span]
+                combine(B[p], rank, c[i], c[i + 1], c[i + 2], c[i + 3], rows[0], rows[1], rows[2], rows[3])
+                for j in range(some):
+                    total += _counted_energy(rows[j], counted[p])
+        norm = _squared_norm(pixels, counts)
         if work.itemsize < 8:
             # Each number of the residual is a sum of rank + 1 products (N. J. Higham, 2002, section 3.1), each energy
             # a sum of squares.
             size = np.sqrt(norm)
             for k in range(rank):
                 u = U[first + k]
-                size += np.sqrt(_wide_product(u, u) * _energy(B[k])) * power[b, 3]
+                energy = 0.0
+                for p in range(parts):
+                    energy += _energy(B[p, k])
+                size += np.sqrt(_wide_product(u, u) * energy) * power[b, 3]
             unit = 2.0**-24
             hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
             total = (np.sqrt(total * (1 + 2 * n * unit)) + hidden) ** 2
@@ -229,9 +240,16 @@ def _store(values: Any, f: float, g: float, stored: Any, back: Any) -> None:  # 
 
 
 @exact
-def _widen(stored: Any, g: float, back: Any) -> None:  # pragma: no cover (compiled)
-    for t in range(len(stored)):
-        back[t] = np.float64(stored[t]) * g
+def _widen_lines(
+    stored: Any, g: float, columns: int, pitch: int, B: Any, k: int
+) -> None:  # pragma: no cover (compiled)
+    """A row times g into ``B[:, k]``, part by part, its lines standing where a padded image's do; the rest stays."""
+    lines = B.shape[2] // pitch
+    for y in range(len(stored) // columns):
+        line = stored[y * columns : (y + 1) * columns]
+        into = B[y // lines, k, y % lines * pitch : y % lines * pitch + columns]
+        for t in range(columns):
+            into[t] = np.float64(line[t]) * g
 
 
 @compiled
@@ -240,6 +258,15 @@ def _energy(row: Any) -> float:  # pragma: no cover (compiled)
     total = row[0] - row[0]
     for t in range(len(row)):
         total += row[t] * row[t]
+    return np.float64(total)
+
+
+@compiled
+def _counted_energy(row: Any, counted: Any) -> float:  # pragma: no cover (compiled)
+    """Sum of squares of the numbers that are counted once, not of those that are counted zero times."""
+    total = row[0] - row[0]
+    for t in range(len(row)):
+        total += counted[t] * (row[t] * row[t])
     return np.float64(total)
 
 

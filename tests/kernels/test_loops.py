@@ -34,6 +34,10 @@ def test_products_are_right_whatever_is_left_over(count: int, length: int) -> No
     rest = w.copy()
     loops.subtract(rows, count, c, rest)
     np.testing.assert_allclose(rest, w - c @ rows, atol=1e-12)
+    factors, sums = g.standard_normal((4, count)), g.standard_normal((4, length))
+    expected = sums + factors @ rows
+    loops.combine(rows, count, *factors, *sums)
+    np.testing.assert_allclose(sums, expected, atol=1e-12)
 
 
 def test_what_must_be_exact_is_so_within_a_kernel_that_takes_liberties() -> None:
@@ -49,6 +53,15 @@ def test_what_must_be_exact_is_so_within_a_kernel_that_takes_liberties() -> None
     assert P.tolist() == [1.0] * 3
 
 
+@pytest.fixture(params=["torch's threads", "threads of our own"])
+def team(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "threads of our own":
+        monkeypatch.setattr(loops, "_torch_threads", lambda: None)
+    elif loops._torch_threads() is None:
+        pytest.skip("torch has no OpenMP threads here")
+
+
+@pytest.mark.usefixtures("team")
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 3, 100])
 def test_every_part_is_done_once(threads: int, count: int) -> None:
@@ -67,6 +80,21 @@ def test_every_part_is_done_once(threads: int, count: int) -> None:
     assert (done == 1).all()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the test reads /proc")
+def test_parts_are_done_by_the_threads_that_torch_has() -> None:
+    """Threads beside torch's would share the processor with those that wait for torch's next operation."""
+    script = (
+        "import os, torch; from lrbench.kernels import loops; torch.set_num_threads(3)\n"
+        "torch.rand(1 << 20).exp()\n"
+        "before = set(os.listdir('/proc/self/task'))\n"
+        "loops.for_parts(100, lambda a, b: None)\n"
+        "print(len(before) >= 3 and before == set(os.listdir('/proc/self/task')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.usefixtures("team")
 @pytest.mark.parametrize("thread", [1, 2])
 def test_an_error_in_any_part_is_raised(thread: int) -> None:
     before = torch.get_num_threads()
