@@ -180,6 +180,23 @@ def test_waiting_for_the_machine_does_not_use_up_a_runs_time(tmp_path):
         signal.signal(signal.SIGALRM, before)
 
 
+def test_who_waits_long_for_the_machine_says_for_what(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("lrbench.running.machine.PATIENCE", 0.1)
+    first, second = Machine(tmp_path), Machine(tmp_path)
+    with first.shared(), second.shared(), caplog.at_level("WARNING", "lrbench"):
+        threading.Timer(0.5, first._leave).start()
+        with second.alone():
+            assert "waiting to measure alone" in caplog.text
+            caplog.clear()
+            threading.Timer(0.5, second._leave).start()
+            first.make_way()
+        assert "waiting to train on" in caplog.text
+        caplog.clear()
+        time.sleep(0.3)
+        second.make_way()
+        assert not caplog.text
+
+
 def test_steps_are_timed_and_peaks_measured_alone_and_training_is_not(tmp_path, monkeypatch):
     import lrbench.experiment as experiment
     from lrbench.measure.memory import Peak

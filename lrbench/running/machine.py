@@ -1,8 +1,10 @@
 """One machine for many runs: they train side by side, but what is timed or weighed has the machine to itself."""
 
+import logging
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,11 @@ except ImportError:  # Windows, where runs are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Machine"]
+
+PATIENCE = 10.0
+"""Seconds after which it is said what is waited for."""
+
+_LOG = logging.getLogger("lrbench")
 
 
 class Machine:
@@ -62,7 +69,12 @@ class Machine:
     def _enter(self, how: int) -> None:
         """Leave, and come in again behind whoever waits at the gate: nobody can pass one who waits for the room."""
         self._leave()
-        with _stopped_clock():
+        what = (
+            "waiting to train on, while another run is measured on this machine"
+            if how == fcntl.LOCK_SH
+            else "waiting to measure alone, until the other runs on this machine end an epoch"
+        )
+        with _stopped_clock(), _said(what):
             fcntl.flock(self._gate, fcntl.LOCK_EX)
             try:
                 fcntl.flock(self._room, how)
@@ -72,6 +84,18 @@ class Machine:
     def _leave(self) -> None:
         if fcntl is not None:
             fcntl.flock(self._room, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Say what this is about if it takes long; a process that seems to hang is killed for it."""
+    timer = threading.Timer(PATIENCE, _LOG.warning, [f"{what} (process {os.getpid()})"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
