@@ -22,8 +22,9 @@ class RandomProjection(Compressor):
 
     The weight's gradient Σ G_i D̂_iᵀ is then right on average, with a variance that falls as 1/k: randomized automatic
     differentiation (D. Oktay, N. McGreivy, J. Aduol, A. Beatson and R. P. Adams, 2021, section 4.1), and XConv (A.
-    Siahkoohi, M. Louboutin and F. J. Herrmann, 2021) for convolutions. The entries of S are ±1/√k. All blocks of a
-    call have S in common; each call draws a new one, from ``seed`` and the number of calls before.
+    Thatipelli, J. Sam, M. Louboutin, A. Siahkoohi, R. Wang and F. J. Herrmann, 2021) for convolutions. The entries of
+    S are ±1/√k. All blocks of a call have S in common; each call draws a new one, from ``seed`` and the number of
+    calls before.
 
     The error of a single D̂_i is large, about √(n / k) of ‖D_i‖ and more: it makes sense in the backward pass only.
 
