@@ -1,9 +1,13 @@
 """Shared by all tests."""
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
+from functools import _lru_cache_wrapper
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -19,3 +23,18 @@ settings.load_profile("repeatable")
 _folder = Path(tempfile.gettempdir()) / f"lrbench-tests-{os.getuid()}"
 _folder.mkdir(exist_ok=True)
 os.environ["TMPDIR"] = tempfile.tempdir = str(_folder)
+
+
+@pytest.fixture(scope="module")
+def young_heap() -> Iterator[None]:
+    """Leave all objects that are there out of the collector's walks: ledgers look at each of a million otherwise."""
+    gc.collect()
+    for thing in gc.get_objects():
+        # Tensors that are remembered must be met as old ones: they are made anew.
+        if type(thing) is _lru_cache_wrapper:
+            given = getattr(thing.__wrapped__, "__annotations__", {}).get("return")
+            if given in (torch.Tensor, "Tensor"):
+                thing.cache_clear()
+    gc.freeze()
+    yield
+    gc.unfreeze()

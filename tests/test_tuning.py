@@ -15,6 +15,8 @@ from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.models import paper_cnn
 
+pytestmark = pytest.mark.usefixtures("young_heap")
+
 CHOICE = tuple(LayerPolicy("svd", eps) for eps in (0.5, 0.3, 0.1, 0.03))
 
 

@@ -16,6 +16,8 @@ import lrbench
 from lrbench.measure.ledger import Ledger, take_ledger
 from lrbench.models import paper_cnn
 
+pytestmark = pytest.mark.usefixtures("young_heap")
+
 N = 6
 IMAGE = 3 * 16 * 16 * 4
 

@@ -13,6 +13,8 @@ from lrbench.measure.formula import Ranks, UnknownModuleError, factor_bytes, hel
 from lrbench.measure.savings import measure_savings, saved_inputs
 from lrbench.models import paper_cnn
 
+pytestmark = pytest.mark.usefixtures("young_heap")
+
 N = 8
 
 
