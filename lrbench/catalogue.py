@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lrbench.shell import make_parser
+from lrbench.shell import interruptible, make_parser
 
 # What takes torch is imported where it is first needed: the command line answers at once.
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ lrbench list
 lrbench list '*aca*'"""
 
 
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit status."""
     parser = make_parser("list", "List compressors: name, promise and method.", EXAMPLES, "[PATTERN]")

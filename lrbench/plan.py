@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.files import write_atomically
 from lrbench.names import MODELS
-from lrbench.shell import make_parser
+from lrbench.shell import interruptible, make_parser
 from lrbench.store import ResultsFolderError
 
 # What takes torch is imported where it is first needed: the command line answers at once.
@@ -42,6 +42,7 @@ WIDTH = 120
 TOLERANCES = [0.3, 0.1, 0.03]
 
 
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 

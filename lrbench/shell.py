@@ -4,15 +4,16 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import wraps
 from typing import Any
 
 from tqdm import tqdm
 
 import lrbench
 
-__all__ = ["ENDINGS", "add_loudness", "is_loud", "loudness", "make_parser", "progress"]
+__all__ = ["ENDINGS", "add_loudness", "interruptible", "is_loud", "loudness", "make_parser", "progress"]
 
 ENDINGS = """\
 exit status: 0 done; 1 a run failed, or something could not be written;
@@ -47,6 +48,20 @@ def make_parser(name: str, says: str, examples: str, usage: str = "[options]") -
     )
     parser.add_argument("--version", action="version", version=f"lrbench {lrbench.__version__}")
     return parser
+
+
+def interruptible(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Make a command that keeps nothing end with a word and its exit status, 130, where it is interrupted."""
+
+    @wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130
+
+    return run
 
 
 def add_loudness(parser: argparse.ArgumentParser) -> None:

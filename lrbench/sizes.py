@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lrbench import paper
 from lrbench.files import write_atomically
 from lrbench.names import DATASETS
-from lrbench.shell import make_parser
+from lrbench.shell import interruptible, make_parser
 from lrbench.store import ResultsFolderError
 
 # What takes torch is imported where it is first needed: the command line answers at once.
@@ -182,6 +182,7 @@ def _markdown(table: pd.DataFrame, source: str, command: str) -> str:
     return "\n".join(lines)
 
 
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -212,7 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write_atomically(options.out / "sizes.md", text)
             except OSError as error:
                 raise ResultsFolderError(f"{options.out} cannot be written ({error.strerror}): name another") from error
-    except (ValueError, LookupError, TypeError, ResultsFolderError) as error:
+    except ResultsFolderError as error:
+        print(f"lrbench.sizes: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, LookupError, TypeError) as error:
         print(f"lrbench.sizes: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2
     return 0

@@ -53,6 +53,42 @@ def test_help_fits_a_screen_and_shows_examples_and_exit_statuses(
     assert any(line.startswith("exit status: 0 done; 1 ") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("module", "inner", "arguments"),
+    [
+        ("lrbench.report", "write_report", ["report", "DIR"]),
+        ("lrbench.plan", "_plan", ["plan", "paper", "--input", "1,3,32,32"]),
+        ("lrbench.sizes", "measure_sizes", ["sizes"]),
+        ("lrbench.compressors", "list_compressors", ["list"]),
+    ],
+)
+def test_an_interrupt_ends_a_command_with_a_word_and_its_status(
+    module: str, inner: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{module}.{inner}", interrupted)
+    assert cli.main(arguments) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_what_cannot_be_written_is_told_from_what_cannot_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    inside = str(tmp_path / "file" / "out")
+    small = ["--compressors", "input", "--eps", "0.1"]
+    assert cli.main(["sizes", *small, "--out", inside]) == 1
+    assert cli.main(["plan", "paper", "--input", "1,3,32,32", "--out", inside]) == 1
+    assert cli.main(["report", str(tmp_path)]) == 2
+    monkeypatch.setattr(
+        "lrbench.report.write_report", lambda folder: (_ for _ in ()).throw(OSError("the disk is full"))
+    )
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+
+
 def test_version_and_what_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--version"], ["ablate", "--version"]):
         with pytest.raises(SystemExit) as ended:

@@ -5,13 +5,20 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrbench.shell import make_parser
+from lrbench.shell import interruptible, make_parser
 
 __all__ = ["main"]
 
 
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Report what the command line names, and return the exit status: 0, or 2 where that is not possible."""
+    """Report what the command line names, and return the exit status.
+
+    Returns
+    -------
+    int
+        0; 1 if something could not be written; 2 where there is nothing to report, or nothing that can be joined.
+    """
     says = (
         "Write the tables, figures, summary and page of a results folder from its runs.\n"
         "Several folders, the parts of one grid, are joined: their runs are copied to the\n"
@@ -30,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What draws is imported now only: the command line answers at once.
     from lrbench.joining import JoinError, join_folders
     from lrbench.report import NoRunsError, write_report
+    from lrbench.store import ResultsFolderError
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -39,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             page = write_report(options.out or options.folders[0])
         except (JoinError, NoRunsError, OSError) as error:
             print(f"lrbench.report: {error}", file=sys.stderr)
-            return 2
+            # A folder that is none, or of another version, is refused before anything is done.
+            unwritten = isinstance(error, OSError) and not isinstance(error, ResultsFolderError)
+            return 1 if unwritten else 2
     print(page)
     return 0
 
