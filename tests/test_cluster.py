@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,9 +10,13 @@ from contextlib import ExitStack
 
 import pytest
 from misbehaving import install
+from runs import PLAIN, config
 from test_ablate import SMALL, results
 
 import lrbench.ablate as ablate
+from lrbench.files import UnwritableError
+from lrbench.running.job import Job, Setting
+from lrbench.running.process import MachineError
 from lrbench.store import read_runs
 
 distributed = pytest.importorskip("distributed")
@@ -107,6 +112,20 @@ def test_a_request_that_the_cluster_cannot_meet_gets_one_sentence(cluster, tmp_p
     assert ablate.main([*COMMAND, *GRID, *missing, "--out", str(tmp_path)]) == 2
     assert "there is no scheduler file" in capsys.readouterr().err
     assert read_runs(tmp_path) == []
+
+
+def test_a_worker_that_lacks_the_data_or_room_ends_the_command_and_spoils_no_run(cluster, tmp_path):
+    from lrbench.running.cluster import connect, on_cluster
+
+    folder, _, _ = cluster
+    setting = Setting("photos", None, str(tmp_path / "checkpoints"), 0, 0, "a test", "")
+    strange = [Job(setting, config(data_sha256="0" * 64))]
+    with connect(None, folder / "scheduler.json") as client:
+        with pytest.raises(MachineError, match=f"{socket.gethostname()} .*SHA-256.*give this machine the same data"):
+            list(on_cluster(client, strange, None))
+        (tmp_path / "checkpoints").touch()  # where no folder can be made: as good as a full disk, for root too
+        with pytest.raises(UnwritableError, match=f"{tmp_path}/checkpoints/.* cannot be written"):
+            list(on_cluster(client, [Job(setting, config(**PLAIN))], None))
 
 
 def test_a_grid_outlives_a_worker_and_a_run_that_dies_and_gives_what_it_gives_here(cluster, tmp_path):

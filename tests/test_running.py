@@ -1,7 +1,9 @@
 """Runs in processes of their own: the same numbers, and no harm to the grid from one that dies."""
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,8 +23,9 @@ from lrbench import compressors
 from lrbench.compressors.svd import TruncatedSVD
 from lrbench.experiment import Experiment
 from lrbench.running.job import Job, Setting
+from lrbench.running.local import in_processes
 from lrbench.running.machine import Machine
-from lrbench.running.process import Lost, RunProcess
+from lrbench.running.process import Lost, MachineError, RunProcess
 from lrbench.store import read_runs
 
 COMMAND = [*SMALL, "--timed-steps", "0", "--peak-processes", "0"]
@@ -106,6 +109,33 @@ def test_a_job_says_what_the_machine_lacks_and_leaves_no_folder_where_there_was_
     assert Job.from_json(job.to_json()) == job
     job.run(lambda epoch: None)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_a_disk_that_is_full_for_a_checkpoint_ends_the_command_and_is_no_runs_failure(tmp_path, quick, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoints").touch()  # where no folder can be made: as good as a full disk, for root too
+    command = [*COMMAND, "--compressors", "--masks", "000000", "--seeds", "0", "1", "--out", str(tmp_path / "out")]
+    assert ablate.main(command) == 1
+    errors = capfd.readouterr().err
+    assert errors.count("cannot be written") == 1
+    assert "failed:" not in errors
+    assert "Traceback" not in errors
+    assert read_runs(tmp_path / "out") == []
+
+
+def test_a_machine_that_cannot_do_a_run_ends_the_command_and_is_named(tmp_path):
+    strange = [Job(setting(tmp_path), config(data_sha256="0" * 64, seed=seed)) for seed in (0, 1)]
+    with pytest.raises(MachineError, match=f"{socket.gethostname()} .*SHA-256.*give this machine the same data"):
+        list(in_processes(strange, 1, None, lambda *_: None))
+
+
+def test_that_no_process_can_be_started_ends_the_command(tmp_path, monkeypatch):
+    def none(environment):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("lrbench.running.local.RunProcess", none)
+    with pytest.raises(BlockingIOError):
+        list(in_processes([Job(setting(tmp_path), config())], 1, None, lambda *_: None))
 
 
 def _gone(pid):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
 from distributed.worker import thread_state
 
-from lrbench.running.process import Lost, Outcomes, RunProcess
+from lrbench.files import UnwritableError
+from lrbench.running.process import Lost, MachineError, Outcomes, RunProcess
 from lrbench.store import Record
 
 # Scheduler and workers load this file, too, and need nothing heavy for it: a run's own process imports what it takes.
@@ -90,6 +91,8 @@ def on_cluster(client: Client, jobs: Sequence[Job], limit: float | None) -> Outc
     ------
     ClusterError
         If no worker has what a run asks for, or the scheduler is lost.
+    UnwritableError, MachineError
+        If a worker cannot write a checkpoint, or lacks what a run takes: it would spoil one run after the other.
     """
     _find_room(client, jobs)
     command = uuid.uuid4().hex
@@ -133,6 +136,8 @@ def _outcome(future: Any) -> Record | Lost:
     if isinstance(error, KilledWorker):
         count, last = error.allowed_failures + 1, error.last_worker.address
         return Lost(f"KilledWorker: {count} workers died that did this run, the last one at {last}")
+    if isinstance(error, UnwritableError | MachineError):
+        raise error
     raise ClusterError(f"the cluster lost a run: {error or f'the scheduler left it {future.status}'}")
 
 

@@ -67,6 +67,8 @@ class Job:
         ------
         ValueError
             If the data or the methods that are here are not those that the run is about.
+        UnwritableError
+            If a checkpoint cannot be written.
         """
         experiment, machine = _here(self.setting)
         check(self.config, experiment.data)

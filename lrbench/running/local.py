@@ -45,11 +45,16 @@ def in_processes(jobs: Sequence[Job], at_once: int, limit: float | None, on_epoc
     ------
     int, dict or Lost
         The place of a run and what became of it, as they come. Closing this ends the processes.
+
+    Raises
+    ------
+    OSError
+        If this machine cannot do the runs: a checkpoint cannot be written, or no process started, for two.
     """
     todo: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
     for entry in enumerate(jobs):
         todo.put(entry)
-    news: queue.SimpleQueue[tuple[int, int | Record | Lost]] = queue.SimpleQueue()
+    news: queue.SimpleQueue[tuple[int, _News]] = queue.SimpleQueue()
     slots = [_Slot(environment) for environment in _environments(jobs, min(at_once, len(jobs)))]
     for slot in slots:
         threading.Thread(target=slot.serve, args=(todo, limit, news.put), daemon=True).start()
@@ -59,6 +64,8 @@ def in_processes(jobs: Sequence[Job], at_once: int, limit: float | None, on_epoc
             place, what = news.get()
             if isinstance(what, int):
                 on_epoch(place, what)
+            elif isinstance(what, Exception):
+                raise what
             else:
                 left -= 1
                 yield place, what
@@ -67,8 +74,11 @@ def in_processes(jobs: Sequence[Job], at_once: int, limit: float | None, on_epoc
             slot.close()
 
 
-Tell = Callable[[tuple[int, int | Record | Lost]], None]
-"""Takes a run's place, with an epoch or what became of the run."""
+_News = int | Record | Lost | Exception
+"""An epoch of a run, what became of it, or why nothing could."""
+
+Tell = Callable[[tuple[int, _News]], None]
+"""Takes a run's place and its news."""
 
 
 class _Slot:
@@ -97,8 +107,9 @@ class _Slot:
                 if process is None:
                     return
                 tell((place, process.run(job.to_json(), limit, partial(_tell_epoch, tell, place))))
-            except Exception as error:  # no process could be started, for one
-                tell((place, Lost(f"{type(error).__name__}: {error}")))
+            except Exception as error:  # of this machine, and no run's fault
+                tell((place, error))
+                return
 
     def close(self) -> None:
         """End the process, and have no other."""

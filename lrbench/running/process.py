@@ -11,9 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from lrbench.files import UnwritableError
 from lrbench.store import Record
 
-__all__ = ["Lost", "Outcomes", "RunProcess"]
+__all__ = ["Lost", "MachineError", "Outcomes", "RunProcess"]
+
+
+class MachineError(OSError):
+    """A machine cannot do what it is asked for, which is no run's fault; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,14 @@ class RunProcess:
         Returns
         -------
         dict or Lost
-            The run's record; where there is none, what became of it.
+            The run's record; where the process died, what became of it.
+
+        Raises
+        ------
+        UnwritableError
+            If a checkpoint cannot be written: those of other runs could not, either.
+        MachineError
+            If this machine lacks what the run takes, such as its data.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
@@ -87,8 +99,10 @@ class RunProcess:
                 elif "record" in message:
                     record: Record = message["record"]
                     return record
+                elif "unwritable" in message:
+                    raise UnwritableError(*message["unwritable"])
                 else:
-                    return Lost(message["lost"], time.perf_counter() - started)
+                    raise MachineError(message["unfit"])
         return Lost(self._reason(limit), time.perf_counter() - started)
 
     def end(self) -> None:

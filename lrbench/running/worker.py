@@ -9,10 +9,13 @@ import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import traceback
 from typing import Any
+
+from lrbench.files import UnwritableError
 
 __all__ = ["main"]
 
@@ -46,7 +49,7 @@ def _listen(jobs: "queue.SimpleQueue[dict[str, Any] | None]", idle: threading.Ev
 
 
 def _do(given: dict[str, Any], answer: Any) -> dict[str, Any]:
-    """Do one job and give the last answer: a record, or the reason why there is none."""
+    """Do one job and give the last answer: a record, or why none can be made here; what a run raises is recorded."""
     limit = given.pop("limit")
     try:
         from lrbench.running.job import Job
@@ -55,9 +58,11 @@ def _do(given: dict[str, Any], answer: Any) -> dict[str, Any]:
         if limit is not None:  # the system itself ends a process that hangs, wherever it does
             signal.setitimer(signal.ITIMER_REAL, limit)
         return {"record": job.run(lambda epoch: answer(epoch=epoch))}
+    except UnwritableError as error:
+        return {"unwritable": [error.errno, error.strerror, error.filename]}
     except Exception as error:
         traceback.print_exc()
-        return {"lost": f"{type(error).__name__}: {error}"}
+        return {"unfit": f"the machine {socket.gethostname()} cannot do the run: {type(error).__name__}: {error}"}
     finally:
         if limit is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
