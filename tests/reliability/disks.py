@@ -1,6 +1,7 @@
 """The disk is full, or read-only, from some point of a grid on; later there is room, and the command is given again."""
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -61,17 +62,17 @@ def _small_disks(sizes: Sequence[str], reference: Path, base: Path, found: Findi
     """Fill real file systems of several sizes, then give them room."""
     disk = base / "small"
     disk.mkdir()
-    for size in sizes:
+    for size, jobs in itertools.product(sizes, ("0", "1")):
         if not _mount(disk, f"size={size}"):
             found.measured["small disks"] = "not tried: only root can mount"
             return
         try:
-            folder = disk / "results"
-            ended = faults.run(faults.command(folder), folder, base)
-            _judge(ended, os.strerror(errno.ENOSPC), found, f"a disk of {size}")
+            folder, what = disk / "results", f"a disk of {size}, --jobs {jobs}"
+            ended = faults.run(faults.command(folder, "--jobs", jobs), folder, base)
+            _judge(ended, os.strerror(errno.ENOSPC), found, what)
             _mount(disk, "remount,size=64m")
-            _go_on(folder, reference, base, found, f"a disk of {size}")
-            found.count("a small disk")
+            _go_on(folder, reference, base, found, what)
+            found.count(f"a small disk, --jobs {jobs}")
         finally:
             subprocess.run(["umount", str(disk)], check=True)
 
