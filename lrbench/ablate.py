@@ -205,8 +205,9 @@ def _run_all(
         experiment.forget(name)  # left by a command that was killed at its last step
     names = {config: run_id(config.to_json()) for config in configs}
     done = [finished[name] for name in names.values() if name in finished]
-    left = [c for c, name in names.items() if name in records.keys() - finished.keys() and not retry_failed]
-    missing = [c for c, name in names.items() if name not in finished and c not in left]
+    settled = finished if retry_failed else records
+    left = [c for c, name in names.items() if name in settled and name not in finished]
+    missing = [c for c, name in names.items() if name not in settled]
     if done:
         print(f"{len(done)} of {len(configs)} runs are done already")
     for what, asked in (("step", experiment.rounds), ("peak", experiment.processes), ("savings", experiment.processes)):
