@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.names import DATASETS, MODELS
 from lrbench.presets import AXES, list_presets, load_preset
+from lrbench.running.termination import Terminated, terminable
 from lrbench.shell import add_loudness, is_loud, loudness, make_parser, progress
 from lrbench.store import (
     ResultsFolderError,
@@ -62,14 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 if a run failed or something could not be written; 2 for a bad request; 130 if interrupted.
+        Exit status: 0; 1 if a run failed or something could not be written; 2 for a bad request; 130 if interrupted;
+        143 if ended by SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _options(arguments)
     from lrbench import distributed
 
     try:
-        with loudness(options), distributed.processes(options.device):
+        with terminable(), loudness(options), distributed.processes(options.device):
             if not distributed.first():
                 return _follow(options)
             return _ablate(options, shlex.join(["python", "-m", "lrbench.ablate", *arguments]))
@@ -79,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except distributed.ProcessesError as error:
         print(f"lrbench.ablate: {error}; what is finished is in {options.out}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         again = "the same command without --force" if options.force else "the same command"
         print(f"\ninterrupted: what is finished is in {options.out}; {again} goes on from there", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, Terminated) else 130
     except OSError as error:
         print(f"lrbench.ablate: {error}; what is finished is in {options.out}", file=sys.stderr)
         return 1

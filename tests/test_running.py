@@ -26,6 +26,7 @@ from lrbench.running.job import Job, Setting
 from lrbench.running.local import in_processes
 from lrbench.running.machine import Machine
 from lrbench.running.process import Lost, MachineError, RunProcess
+from lrbench.running.termination import Terminated, terminable
 from lrbench.store import read_runs
 
 COMMAND = [*SMALL, "--timed-steps", "0", "--peak-processes", "0"]
@@ -148,18 +149,47 @@ def _gone(pid):
     return False
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def wait_for_process_in(file, starter):
+    while not (file.exists() and file.read_text()) and starter.poll() is None:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_a_command_that_ends_leaves_no_process_behind_and_keeps_what_is_finished(tmp_path, sent, status):
     environment = {**os.environ, **install(tmp_path)}
     grid = ["--compressors", "hanging", "--masks", "000000", "100000", "--eps", "0.3"]
     command = [sys.executable, "-m", "lrbench.ablate", *COMMAND, *grid, "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     hanging = tmp_path / "behave.pid"
+    if sent == signal.SIGTERM:  # as Slurm sends it: to all processes of a job, and in no order
+        wait_for_process_in(hanging, process)
+        os.kill(int(hanging.read_text()), sent)
+        time.sleep(0.3)
     errors = signal_when_there(hanging, process, sent)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
+    assert (tmp_path / "out" / ".holder").exists() == (sent == signal.SIGKILL)
     assert _gone(int(hanging.read_text()))
     assert [record["config"]["compressor"] for record in read_runs(tmp_path / "out")] == [None]
+
+
+def test_being_asked_to_end_is_an_interrupt_while_it_lasts_and_in_the_main_thread_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), terminable():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    entered = []
+
+    def elsewhere():
+        with terminable():
+            entered.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert entered == [before]
 
 
 def test_who_measures_has_the_machine_alone_and_goes_before_who_comes_later(tmp_path):

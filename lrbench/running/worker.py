@@ -23,6 +23,8 @@ __all__ = ["main"]
 def main() -> None:
     """Do the jobs that come."""
     faulthandler.enable()
+    # Slurm asks this of all processes of a job: it is for the command, which ends this one and takes no run for failed.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever is printed is no answer
     jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
