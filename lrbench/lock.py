@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,25 +39,45 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        named = _read(holder)
-        who = "another command" if named is None else _words(named)
+        who = _words(_read(holder))
         raise FolderInUseError(f"{folder} is in use by {who}: wait for it, or name another with --out") from error
     except (OSError, NotImplementedError) as error:
         raise ResultsFolderError(f"{folder} cannot be locked ({error}): name another one with --out") from error
     try:
-        named = _read(holder)
-        if named is not None and named["host"] != socket.gethostname():
+        if not _claim(holder):
             raise FolderInUseError(
-                f"{folder} is in use by {_words(named)}, as far as can be told from here: if that process has ended, "
-                f"remove {holder} and start again"
+                f"{folder} is in use by {_words(_read(holder))}, as far as can be told from here: if that process has "
+                f"ended, remove {holder} and start again"
             )
-        write_atomically(holder, json.dumps(_self(), indent=1) + "\n")
         try:
             yield
         finally:
             holder.unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _claim(holder: Path) -> bool:
+    """Name this process as the holder, if none of another machine is named, nor comes in between."""
+    host = socket.gethostname()
+    named = _read(holder)
+    if named is not None and named["host"] != host:
+        return False
+    holder.unlink(missing_ok=True)  # of a command that was killed on this machine, or of nobody
+    mine = _self()
+    part = holder.with_name(f"{holder.name}.{host}.{os.getpid()}.part")
+    try:
+        write_atomically(part, json.dumps(mine, indent=1) + "\n")
+        try:
+            holder.hardlink_to(part)  # fails where there is one, on every machine, and is never seen half written
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            part.replace(holder)
+    finally:
+        with suppress(OSError):  # on a disk that became read-only
+            part.unlink(missing_ok=True)
+    return _read(holder) == {key: str(value) for key, value in mine.items()}
 
 
 def _self() -> dict[str, Any]:
@@ -74,5 +94,7 @@ def _read(holder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _words(named: dict[str, Any]) -> str:
+def _words(named: dict[str, Any] | None) -> str:
+    if named is None:
+        return "another command"
     return f"process {named['process']} on {named['host']}, since {named['since']}"

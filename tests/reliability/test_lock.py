@@ -1,5 +1,6 @@
 """One command at a time in a results folder."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 from report_records import make_record, write_folder
 
 import lrbench.ablate as ablate
+import lrbench.lock as lock
 import lrbench.report.__main__ as report
 from lrbench.lock import FolderInUseError, locked
 
@@ -67,6 +69,33 @@ def test_a_holder_on_another_host_is_believed_until_its_file_is_removed(tmp_path
     file.unlink()
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_two_machines_that_see_no_lock_of_each_other_and_start_at_once_one_is_refused(tmp_path, monkeypatch, stale):
+    if stale:
+        name_holder(tmp_path)
+    own = lock._self
+
+    def named_too_late():
+        name_holder(tmp_path, host="node7", process=12)
+        return own()
+
+    monkeypatch.setattr(lock, "_self", named_too_late)
+    with pytest.raises(FolderInUseError, match="process 12 on node7"), locked(tmp_path):
+        pass
+    assert json.loads((tmp_path / ".holder").read_text())["host"] == "node7"
+    assert [path.name for path in tmp_path.glob(".holder*")] == [".holder"]
+
+
+def test_a_file_system_without_hard_links_can_be_locked(tmp_path, monkeypatch):
+    def refused(self, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    with locked(tmp_path):
+        assert json.loads((tmp_path / ".holder").read_text())["process"] == os.getpid()
+    assert not list(tmp_path.glob(".holder*"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": "node7"}', "[" * 100_000])
