@@ -102,9 +102,10 @@ def test_an_interrupted_command_ends_its_runs_on_the_workers(cluster, tmp_path):
 
 
 def test_a_request_that_the_cluster_cannot_meet_gets_one_sentence(cluster, tmp_path, capsys):
-    folder, _, _ = cluster
+    folder, client, _ = cluster
     file = ["--scheduler-file", str(folder / "scheduler.json")]
-    assert ablate.main([*COMMAND, *GRID, "--threads", "7", *file, "--out", str(tmp_path)]) == 1
+    address = ["--scheduler", client.scheduler.address]
+    assert ablate.main([*COMMAND, *GRID, "--threads", "7", *address, "--out", str(tmp_path)]) == 1
     assert "no worker has 7 threads for a run, but 1 at most" in capsys.readouterr().err
     assert ablate.main([*COMMAND, *GRID, "--device", "cuda", *file, "--out", str(tmp_path)]) == 1
     assert "--resources GPU=1" in capsys.readouterr().err
@@ -112,6 +113,45 @@ def test_a_request_that_the_cluster_cannot_meet_gets_one_sentence(cluster, tmp_p
     assert ablate.main([*COMMAND, *GRID, *missing, "--out", str(tmp_path)]) == 2
     assert "there is no scheduler file" in capsys.readouterr().err
     assert read_runs(tmp_path) == []
+
+
+def test_that_no_scheduler_answers_is_said_in_one_sentence(tmp_path, monkeypatch, capsys):
+    import lrbench.running.cluster as cluster
+
+    monkeypatch.setattr(cluster, "Client", lambda *given, timeout, **named: distributed.Client(*given, timeout=0.2))
+    nobody = "tcp://127.0.0.1:1"
+    assert ablate.main([*COMMAND, *GRID, "--scheduler", nobody, "--out", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"lrbench.ablate: no scheduler answers at {nobody}: ")
+    assert errors.count("\n") == 1
+
+
+def test_a_run_asks_for_its_threads_and_its_gpu(tmp_path, monkeypatch):
+    import lrbench.running.cluster as cluster
+
+    asked = []
+
+    class Recording:
+        status = "finished"
+
+        def scheduler_info(self, **_):
+            return {"workers": {}}
+
+        def submit(self, *given, resources, **named):
+            asked.append(resources)
+            return Recording()
+
+        def result(self):
+            return {}
+
+        def cancel(self, *given, **named):
+            pass
+
+    monkeypatch.setattr(cluster, "as_completed", list)
+    setting = Setting("photos", None, str(tmp_path), 0, 0, "a test", "")
+    jobs = [Job(setting, config(threads=3)), Job(setting, config(device="cuda:0", threads=2))]
+    assert list(cluster.on_cluster(Recording(), jobs, None)) == [(0, {}), (1, {})]
+    assert asked == [{cluster.THREADS: 3}, {cluster.THREADS: 2, cluster.GPU: 1}]
 
 
 def test_a_worker_that_lacks_the_data_or_room_ends_the_command_and_spoils_no_run(cluster, tmp_path):

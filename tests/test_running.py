@@ -1,11 +1,13 @@
 """Runs in processes of their own: the same numbers, and no harm to the grid from one that dies."""
 
 import errno
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -23,7 +25,7 @@ from lrbench import compressors
 from lrbench.compressors.svd import TruncatedSVD
 from lrbench.experiment import Experiment
 from lrbench.running.job import Job, Setting
-from lrbench.running.local import in_processes
+from lrbench.running.local import _environments, in_processes
 from lrbench.running.machine import Machine
 from lrbench.running.process import Lost, MachineError, RunProcess
 from lrbench.running.termination import Terminated, terminable
@@ -59,10 +61,10 @@ def test_a_grid_in_processes_side_by_side_gives_what_it_gives_in_one(tmp_path, q
     assert not list((tmp_path / "two" / "checkpoints").glob("*"))
 
 
-def test_runs_that_die_or_raise_are_recorded_and_left_until_a_retry_is_asked_for(tmp_path, quick, capsys):
-    names = ["killed", "crashing", "raising"]
+def test_runs_that_die_hang_or_raise_are_recorded_and_left_until_a_retry_is_asked_for(tmp_path, quick, capsys):
+    names = ["killed", "crashing", "hanging", "raising"]
     grid = ["--compressors", *names, "--masks", "000000", "100000", "--eps", "0.3", "--epochs", "1"]
-    command = [*COMMAND, *grid, "--out", str(tmp_path / "out")]
+    command = [*COMMAND, *grid, "--run-timeout", "15", "--out", str(tmp_path / "out")]
 
     def files():
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
@@ -73,19 +75,20 @@ def test_runs_that_die_or_raise_are_recorded_and_left_until_a_retry_is_asked_for
     assert "SIGKILL" in reasons["killed"]
     assert "memory" in reasons["killed"]
     assert "SIGSEGV" in reasons["crashing"]
+    assert reasons["hanging"] == "TimeoutError: it took longer than 15 s"
     assert "MemoryError: not enough" in reasons["raising"]
     before = files()
     capsys.readouterr()
     assert ablate.main(command) == 1
     said = capsys.readouterr()
-    assert "1 of 4 runs are done already" in said.out
-    assert said.err.count("--retry-failed") == 3
+    assert "1 of 5 runs are done already" in said.out
+    assert said.err.count("--retry-failed") == 4
     assert "SIGSEGV" in said.err
     assert files() == before
     (tmp_path / "behave").touch()
     assert ablate.main([*command, "--retry-failed"]) == 0
     assert {record["status"] for record in read_runs(tmp_path / "out")} == {"finished"}
-    assert sum(files()[path] != before[path] for path in before) == 3
+    assert sum(files()[path] != before[path] for path in before) == 4
 
 
 def test_a_run_that_hangs_is_ended_when_its_time_is_up(tmp_path, quick):
@@ -137,6 +140,20 @@ def test_that_no_process_can_be_started_ends_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr("lrbench.running.local.RunProcess", none)
     with pytest.raises(BlockingIOError):
         list(in_processes([Job(setting(tmp_path), config())], 1, None, lambda *_: None))
+
+
+def test_processes_side_by_side_see_the_gpus_in_turn_where_cuda_leaves_the_choice(tmp_path, monkeypatch):
+    def seen(device, count):
+        jobs = [Job(setting(tmp_path), config(device=device))] * 3
+        return [environment.get("CUDA_VISIBLE_DEVICES") for environment in _environments(jobs, count)]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert seen("cuda", 3) == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert seen("cuda", 3) == ["3", "5", "3"]
+    assert seen("cuda", 1) == [None]
+    assert seen("cuda:1", 3) == seen("cpu", 3) == [None] * 3
 
 
 def _gone(pid):
@@ -255,6 +272,41 @@ def test_who_waits_long_for_the_machine_says_for_what(tmp_path, monkeypatch, cap
         time.sleep(0.3)
         second.make_way()
         assert not caplog.text
+
+
+@pytest.mark.parametrize("way", ["in the command's process", "in one of its own"])
+def test_a_run_trains_beside_others_on_the_machine_and_is_timed_alone(tmp_path, monkeypatch, way):
+    import lrbench.experiment as experiment
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("lrbench.report.write_report", lambda folder: folder)
+    refused = {}
+
+    def others_may(what):
+        with (tmp_path / f"lrbench-{os.getuid()}.room").open("a") as room:
+            try:
+                fcntl.flock(room, {"train": fcntl.LOCK_SH, "measure": fcntl.LOCK_EX}[what] | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    def watched(name):
+        original = getattr(experiment, name)
+
+        def call(*arguments, **options):
+            refused[name] = {what for what in ("train", "measure") if not others_may(what)}
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(experiment, name, call)
+
+    watched("train")
+    watched("time_steps")
+    if way == "in one of its own":
+        Job(replace(setting(tmp_path), rounds=1), config(**PLAIN, epochs=1)).run(lambda epoch: None)
+    else:
+        grid = ["--compressors", "--masks", "000000", "--epochs", "1", "--timed-steps", "1", "--peak-processes", "0"]
+        assert ablate.main([*SMALL, *grid, "--jobs", "0", "--out", str(tmp_path / "out")]) == 0
+    assert refused == {"train": {"measure"}, "time_steps": {"train", "measure"}}
 
 
 def test_steps_are_timed_and_peaks_measured_alone_and_training_is_not(tmp_path, monkeypatch):
