@@ -16,16 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from epochs import log_epochs, log_workers
+
 import lrbench.ablate
 import lrbench.report  # forked with the rest
-import lrbench.training as training
-from lrbench.store import run_id
 
 COMMAND = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
 COMMAND += ["--epochs", "2", "--batch-size", "20", "--threads", "1", "--timed-steps", "0", "--peak-processes", "0"]
-COMMAND += ["--jobs", "0"]  # in the process that is killed, or whose disk fails
+COMMAND += ["--jobs", "0"]  # in the process that is killed, or whose disk fails, unless said otherwise
 COMMAND += ["--compressors", "svd", "aca-estimate", "--masks", "000000", "100000", "--eps", "0.3"]
 RUNS, EPOCHS = 3, 2
+
+PATIENCE = 5.0
+"""Seconds within which a worker must end that has lost its command."""
 
 Act = Callable[[str, Callable[[], object]], None]
 """What happens at a point: it is given the point's name, and how to do half of it."""
@@ -33,7 +36,10 @@ Act = Callable[[str, Callable[[], object]], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status, its words, its seconds, the points it passed and the epochs it logged."""
+    """How a command ended: its exit status, its words, its seconds, the points it passed and the epochs it logged.
+
+    Points are those of the command's own process, epochs those of its workers, too; orphans are workers that lived on.
+    """
 
     status: int
     out: str
@@ -42,6 +48,7 @@ class Ended:
     points: list[str]
     begun: list[str]
     safe: list[str]
+    orphans: list[int]
 
     @property
     def last_words(self) -> str:
@@ -80,10 +87,28 @@ def run(
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     seconds = time.perf_counter() - start
-    out, err, points, epochs = (file.read_text(errors="replace") for file in files)
-    logged = [line.split(" ", 1) for line in epochs.splitlines()]
-    begun, safe = ([name for what, name in logged if what == kind] for kind in ("begun", "safe"))
-    return Ended(os.waitstatus_to_exitcode(status), out, err, seconds, points.splitlines(), begun, safe)
+    orphans = [pid for pid in map(int, _logged(files[3], "worker")) if _lives_on(pid)]
+    out, err, points, _ = (file.read_text(errors="replace") for file in files)
+    begun, safe = _logged(files[3], "begun"), _logged(files[3], "safe")
+    return Ended(os.waitstatus_to_exitcode(status), out, err, seconds, points.splitlines(), begun, safe, orphans)
+
+
+def _logged(epochs: Path, kind: str) -> list[str]:
+    lines = [line.split(" ", 1) for line in epochs.read_text().splitlines()]
+    return [name for what, name in lines if what == kind]
+
+
+def _lives_on(pid: int) -> bool:
+    """Whether a worker goes on for long without its command; then end it."""
+    deadline = time.perf_counter() + PATIENCE
+    try:
+        while time.perf_counter() < deadline:
+            os.kill(pid, 0)
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def killing(at: int) -> Act:
@@ -122,7 +147,8 @@ def _work(arguments: list[str], folder: Path, files: list[Path], act: Act, main:
             os.dup2(os.open(file, os.O_WRONLY), number)
         points, epochs = (os.open(file, os.O_WRONLY | os.O_APPEND) for file in files[2:])
         _count(folder, points, act)
-        _log(epochs)
+        log_epochs(epochs)
+        log_workers(files[3])
         status = main(arguments)
     except BaseException:  # the fork must not go on with its parent's work
         traceback.print_exc()
@@ -184,19 +210,3 @@ def _count(folder: Path, log: int, act: Act) -> None:
 
     pathlib.Path.open, pathlib.Path.replace, pathlib.Path.unlink = open_, replace, unlink
     os.fsync = fsync
-
-
-def _log(log: int) -> None:
-    """Log epochs as they begin, and once a checkpoint holds them."""
-    train_epoch, save = training._train_epoch, training._save_checkpoint
-
-    def begin(*arguments: object) -> object:
-        config, epoch = arguments[-2:]
-        os.write(log, f"begun {run_id(config.to_json())}/{epoch}\n".encode())
-        return train_epoch(*arguments)
-
-    def saved(path: Path, config: object, trained: object, optimizer: object) -> None:
-        save(path, config, trained, optimizer)
-        os.write(log, f"safe {run_id(config.to_json())}/{len(trained.history)}\n".encode())
-
-    training._train_epoch, training._save_checkpoint = begin, saved

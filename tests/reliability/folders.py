@@ -11,8 +11,8 @@ WITHOUT_TIMES = ("accuracy", "differences", "error", "ranks", "cuts", "bytes")
 
 
 def tables(folder: Path) -> dict[str, bytes]:
-    """A report's tables and figures, the columns with times taken out."""
-    found = {}
+    """A report's tables, figures and summary, the columns with times taken out."""
+    found = {"summary.md": _summary((folder / "summary.md").read_text(encoding="utf-8"))}
     for name in ("runs.csv", "epochs.csv", "layers.csv"):
         rows = list(csv.reader(io.StringIO((folder / name).read_text(encoding="utf-8"))))
         kept = [place for place, column in enumerate(rows[0]) if column not in TIMES]
@@ -21,6 +21,16 @@ def tables(folder: Path) -> dict[str, bytes]:
         for file in (folder / "figures").glob(f"{name}.*"):
             found[file.name] = file.read_bytes()
     return found
+
+
+def _summary(text: str) -> bytes:
+    """A summary without its columns of times, and without what follows the data: commits and commands."""
+    kept, timed = [], set()
+    for line in text.partition("**Environment**")[0].splitlines():
+        cells = line.split(" | ")
+        timed = timed or {place for place, cell in enumerate(cells) if cell in TIMES} if line.startswith("|") else set()
+        kept.append(" | ".join(cell for place, cell in enumerate(cells) if place not in timed))
+    return "\n".join(kept).encode()
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
