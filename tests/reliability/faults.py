@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from epochs import log_epochs, log_workers
+from epochs import PATIENCE, log_epochs, log_workers
 
 import lrbench.ablate
 import lrbench.report  # forked with the rest
@@ -27,9 +27,6 @@ COMMAND += ["--jobs", "0"]  # in the process that is killed, or whose disk fails
 COMMAND += ["--compressors", "svd", "aca-estimate", "--masks", "000000", "100000", "--eps", "0.3"]
 RUNS, EPOCHS = 3, 2
 
-PATIENCE = 5.0
-"""Seconds within which a worker must end that has lost its command."""
-
 Act = Callable[[str, Callable[[], object]], None]
 """What happens at a point: it is given the point's name, and how to do half of it."""
 
@@ -38,7 +35,7 @@ Act = Callable[[str, Callable[[], object]], None]
 class Ended:
     """How a command ended: its exit status, its words, its seconds, the points it passed and the epochs it logged.
 
-    Points are those of the command's own process, epochs those of its workers, too; orphans are workers that lived on.
+    Points are those of the command's own process, epochs those of its workers, too; orphans are workers that went on.
     """
 
     status: int
@@ -48,7 +45,7 @@ class Ended:
     points: list[str]
     begun: list[str]
     safe: list[str]
-    orphans: list[int]
+    orphans: set[str]
 
     @property
     def last_words(self) -> str:
@@ -87,7 +84,7 @@ def run(
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     seconds = time.perf_counter() - start
-    orphans = [pid for pid in map(int, _logged(files[3], "worker")) if _lives_on(pid)]
+    orphans = {pid for pid in _logged(files[3], "worker") if _lives_on(int(pid))} | {*_logged(files[3], "orphan")}
     out, err, points, _ = (file.read_text(errors="replace") for file in files)
     begun, safe = _logged(files[3], "begun"), _logged(files[3], "safe")
     return Ended(os.waitstatus_to_exitcode(status), out, err, seconds, points.splitlines(), begun, safe, orphans)
@@ -100,7 +97,7 @@ def _logged(epochs: Path, kind: str) -> list[str]:
 
 def _lives_on(pid: int) -> bool:
     """Whether a worker goes on for long without its command; then end it."""
-    deadline = time.perf_counter() + PATIENCE
+    deadline = time.perf_counter() + 5 * PATIENCE
     try:
         while time.perf_counter() < deadline:
             os.kill(pid, 0)
