@@ -49,7 +49,7 @@ def in_processes(jobs: Sequence[Job], at_once: int, limit: float | None, on_epoc
     Raises
     ------
     OSError
-        If this machine cannot do the runs: a checkpoint cannot be written, or no process started, for two.
+        If this machine cannot do the runs, as where a checkpoint cannot be written or no process started.
     """
     todo: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
     for entry in enumerate(jobs):
