@@ -77,10 +77,12 @@ def _estimate(study: Study, rows: pd.DataFrame, plain: pd.DataFrame) -> Effects 
     names = _layer_names(study, len(str(rows["mask"].iloc[0])))
     seeds = sorted(set(rows["seed"]))
     used = pd.concat([plain[plain["seed"].isin(seeds)], rows])
+    if used["mask"].str.len().nunique() > 1:
+        return None
     levels = np.array([[1.0 if bit == "1" else -1.0 for bit in mask] for mask in used["mask"]])
     pairs = list(combinations(range(len(names)), 2))
     blocks = np.array([[float(seed == other) for other in seeds] for seed in used["seed"]])
-    design = np.hstack([levels, np.stack([levels[:, a] * levels[:, b] for a, b in pairs], axis=1), blocks])
+    design = np.hstack([levels, *(levels[:, [a]] * levels[:, [b]] for a, b in pairs), blocks])
     freedom = len(design) - design.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
         return None

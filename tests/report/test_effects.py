@@ -66,3 +66,16 @@ def test_a_report_on_a_design_of_masks_shows_its_effects_and_others_do_not(tmp_p
     assert (tmp_path / "masks" / "figures" / "effects.svg").exists()
     few = write_report(write_folder(tmp_path / "few", some(["000000", "100000"]))).read_text()
     assert "Effects of compressing" not in few
+
+
+def test_a_model_of_one_convolution_has_no_pairs_and_is_no_obstacle():
+    records = [make_record(mask, seed=seed, accuracy=0.5 + 0.01 * seed) for mask in "01" for seed in (0, 1)]
+    (study,) = make_studies(records)
+    (effects,) = estimate_effects(study)
+    assert (len(effects.main), effects.pairs) == (1, ())
+
+
+def test_masks_of_several_lengths_are_no_design():
+    records = [make_record(mask) for mask in ("00", "000", "100")]
+    (study,) = make_studies(records)
+    assert estimate_effects(study) == []
