@@ -5,16 +5,19 @@ command finds what it has done already; a checksum over all that the file says t
 else in the folder is derived from these files.
 """
 
+import gc
 import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lrbench.files import DamagedFileError, remove_parts, set_aside, write_atomically
+from lrbench.run_shape import find_strange
 
 __all__ = [
     "SCHEMA",
@@ -81,8 +84,23 @@ def checksum(record: Mapping[str, Any]) -> str:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()
+
+
+# What was read from JSON has no circles to look for.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector from walking, again and again, over thousands of runs that are all kept."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def prepare_folder(folder: Path) -> None:
@@ -144,18 +162,19 @@ def write_run(folder: Path, record: Record) -> Path:
 def read_folder(folder: Path) -> Contents:
     """Read every run of a folder; nothing is locked or changed, so that it may be read while runs are written."""
     contents = Contents()
-    for path in sorted((folder / "runs").glob("*.json")):
-        try:
-            record = _read_run(path)
-        except FileNotFoundError:  # a command with --force has just removed it
-            continue
-        except DamagedFileError as error:
-            contents.damaged[path] = str(error)
-            continue
-        if record["schema"] == SCHEMA:
-            contents.records.append(record)
-        else:
-            contents.other[path] = record["schema"]
+    with _uncollected():
+        for path in sorted((folder / "runs").glob("*.json")):
+            try:
+                record = _read_run(path)
+            except FileNotFoundError:  # a command with --force has just removed it
+                continue
+            except DamagedFileError as error:
+                contents.damaged[path] = str(error)
+                continue
+            if record["schema"] == SCHEMA:
+                contents.records.append(record)
+            else:
+                contents.other[path] = record["schema"]
     return contents
 
 
@@ -186,31 +205,10 @@ def _read_run(path: Path) -> Record:
         raise DamagedFileError("its content does not have its checksum")
     if not record.get("id") == path.stem == named:
         raise DamagedFileError("its name is not that of its configuration")
-    strange = [key for key, kind in _SHAPES.items() if key in record and not kind(record[key])]
-    if strange or record.get("status") not in ("finished", "failed"):
-        raise DamagedFileError(f"{', '.join(strange) or 'status'} is not what a run holds")
+    strange = find_strange(record)
+    if strange is not None:
+        raise DamagedFileError(f"{strange} is not what a run holds")
     return record
-
-
-def _is_table(value: Any) -> bool:
-    return value is None or isinstance(value, dict)
-
-
-def _are_rows(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(row, dict) for row in value))
-
-
-# What the report reads without looking: a file with a right checksum may still be of somebody else's making.
-_SHAPES: dict[str, Callable[[Any], bool]] = {
-    "config": lambda value: (
-        isinstance(value, dict)
-        and isinstance(value.get("mask"), str)
-        and set(value["mask"]) <= {"0", "1"}
-        and type(value.get("seed")) is int
-    ),
-    **dict.fromkeys(("data", "environment", "final", "step", "peak", "savings"), _is_table),
-    **dict.fromkeys(("epochs", "layers", "gradients"), _are_rows),
-}
 
 
 def is_finished(record: Record) -> bool:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import pytest
 
@@ -20,7 +21,14 @@ from lrbench.store import (
 
 def record(seed=0, **more):
     config = {"seed": seed, "mask": "000000"}
-    return {"schema": SCHEMA, "id": run_id(config), "status": "finished", "config": config, **more}
+    return {
+        "schema": SCHEMA,
+        "id": run_id(config),
+        "status": "finished",
+        "outcome": "trained",
+        "config": config,
+        **more,
+    }
 
 
 def test_a_run_is_named_by_its_configuration_whatever_the_order_of_its_keys():
@@ -163,14 +171,15 @@ def test_a_folder_without_permission_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("epochs", 5), ("layers", ["conv1"]), ("final", "good"), ("environment", []), ("status", "well"), ("config", {})],
-)
-def test_a_sealed_file_that_holds_what_no_run_does_is_left_out_and_its_field_is_named(tmp_path, key, value):
+    ("place", "value"),
+    [("epochs", 5), ("layers[0]", ["conv1"]), ("final", "good"), ("environment", []), ("status", "well"),
+     ("config.mask", {}), ("outcome", None)],
+)  # fmt: skip
+def test_a_sealed_file_that_holds_what_no_run_does_is_left_out_and_its_field_is_named(tmp_path, place, value):
     prepare_folder(tmp_path)
     write_run(tmp_path, record())
-    strange = record(seed=7) | {key: value}
+    strange = record(seed=7) | {re.split(r"[.\[]", place)[0]: value}
     path = write_run(tmp_path, strange | {"id": run_id(strange["config"])})
     contents = read_folder(tmp_path)
     assert contents.records == [record()]
-    assert contents.damaged[path] == f"{key} is not what a run holds"
+    assert contents.damaged[path] == f"{place} is not what a run holds"

@@ -140,8 +140,8 @@ def _notices(studies: Sequence[Study], records: Sequence[Record], contents: Cont
     notices = []
     if "photos" in _values(records, "dataset"):
         notices.append(PHOTOS)
-    folders = {data["source"] for record in records if str((data := record["data"])["source"]).startswith("folder ")}
-    for source in sorted(folders):
+    sources = {str((record.get("data") or {}).get("source")) for record in records}
+    for source in sorted(source for source in sources if source.startswith("folder ")):
         notices.append(f"The data are those of the {source}, not the official archive: see below for their SHA-256.")
     if len(studies) > 1:
         notices.append(

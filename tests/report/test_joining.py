@@ -52,7 +52,7 @@ def test_one_run_with_two_results_is_refused_and_both_files_are_named(parts, tmp
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_run_that_failed_in_one_part_is_taken_from_where_it_finished(parts, tmp_path, failing):
-    changed(parts[failing], None, status="failed", final=None, epochs=[])
+    changed(parts[failing], None, status="failed", reason="out of memory", final=None, epochs=[])
     join_folders(parts, tmp_path / "joined")
     assert {record["status"] for record in read_runs(tmp_path / "joined")} == {"finished"}
 
