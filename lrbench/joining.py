@@ -1,12 +1,11 @@
 """One results folder of several: a grid may be split over commands and machines, each with a folder of its own."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lrbench.lock import locked
-from lrbench.store import Record, is_finished, prepare_folder, read_runs, run_path, write_run
+from lrbench.store import Record, is_finished, prepare_folder, read_folder, run_path, write_run
 
 __all__ = ["JoinError", "join_folders"]
 
@@ -28,9 +27,20 @@ def join_folders(folders: Sequence[Path], out: Path) -> None:
     ResultsFolderError
         If ``out`` cannot be written, or another command writes into it.
     """
+    parts = {folder: _read_all(folder) for folder in dict.fromkeys(folders) if folder != out}
+    _merge(parts)  # what cannot be joined is refused before anything is written
+    prepare_folder(out)
+    with locked(out):  # before that, `out` may gain runs
+        for path, record in _merge({out: _read_all(out)} | parts):
+            if path != run_path(out, record["id"]):
+                write_run(out, record)
+
+
+def _merge(folders: Mapping[Path, Sequence[Record]]) -> Collection[tuple[Path, Record]]:
+    """Choose one of the runs of each id, with where it is."""
     taken: dict[str, tuple[Path, Record]] = {}
-    for folder in dict.fromkeys([*([out] if (out / "runs").is_dir() else []), *folders]):
-        for record in _read_all(folder):
+    for folder, records in folders.items():
+        for record in records:
             path = run_path(folder, record["id"])
             if record["id"] not in taken:
                 taken[record["id"]] = path, record
@@ -40,22 +50,16 @@ def join_folders(folders: Sequence[Path], out: Path) -> None:
                 _compare(first, other, path, record)
             elif is_finished(record):
                 taken[record["id"]] = path, record
-    prepare_folder(out)
-    with locked(out):
-        for path, record in taken.values():
-            if path != run_path(out, record["id"]):
-                write_run(out, record)
+    return taken.values()
 
 
 def _read_all(folder: Path) -> list[Record]:
     if not (folder / "runs").is_dir():
         raise JoinError(f"{folder} is no results folder: it has no folder runs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        try:
-            return read_runs(folder)
-        except UserWarning as warning:
-            raise JoinError(f"nothing is joined, for {warning}: remove the file, or do its run again") from warning
+    contents = read_folder(folder)
+    for path, reason in contents.left_out.items():
+        raise JoinError(f"nothing is joined, for {path} is left out: {reason}: remove the file, or do its run again")
+    return contents.records
 
 
 def _compare(first: Path, one: Record, second: Path, other: Record) -> None:
@@ -70,5 +74,5 @@ def _compare(first: Path, one: Record, second: Path, other: Record) -> None:
 
 def _numbers(record: Record) -> dict[str, Any]:
     """What the same run must give wherever it is done."""
-    epochs = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in record["epochs"]]
+    epochs = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in record.get("epochs") or ()]
     return {"epochs": epochs} | {key: record.get(key) for key in ("outcome", "final", "layers", "gradients")}

@@ -1,6 +1,7 @@
 """Folders that hold the parts of one grid become one; nothing that speaks against it is passed over."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 from report_records import make_record, write_folder
@@ -8,7 +9,7 @@ from report_records import make_record, write_folder
 from lrbench.joining import JoinError, join_folders
 from lrbench.lock import locked
 from lrbench.report.__main__ import main
-from lrbench.store import read_runs, run_path, write_run
+from lrbench.store import SCHEMA, read_runs, run_path, write_run
 
 
 @pytest.fixture
@@ -82,3 +83,42 @@ def test_folders_are_not_joined_where_another_command_writes(parts, tmp_path, ca
         assert main([*map(str, parts), "--out", str(out)]) == 2
     assert "is in use by process" in capsys.readouterr().err
     assert sorted(path.name for path in (out / "runs").iterdir()) == before
+
+
+@pytest.mark.parametrize("outcome", ["trained", "chance"])
+def test_a_run_that_the_folder_gains_at_the_last_moment_is_compared_too_and_never_overwritten(
+    parts, tmp_path, monkeypatch, outcome
+):
+    out = tmp_path / "joined"
+    plain = next(record for record in read_runs(parts[0]) if record["config"]["compressor"] is None)
+    gained = plain | {"seconds": 1.5, "outcome": outcome}
+
+    @contextmanager
+    def locked_late(folder):
+        write_run(folder, gained)
+        with locked(folder):
+            yield
+
+    monkeypatch.setattr("lrbench.joining.locked", locked_late)
+    if outcome == plain["outcome"]:
+        join_folders(parts, out)
+    else:
+        with pytest.raises(JoinError, match="two results"):
+            join_folders(parts, out)
+    assert gained in read_runs(out)
+
+
+def test_runs_whose_files_hold_no_epochs_are_joined_and_compared(parts, tmp_path):
+    for folder in parts:
+        changed(folder, None, epochs=None)
+    join_folders(parts, tmp_path / "joined")
+    assert len(read_runs(tmp_path / "joined")) == 3
+
+
+def test_parts_of_another_layout_are_not_joined_and_the_file_is_named(parts, tmp_path):
+    path = next((parts[1] / "runs").iterdir())
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key != "checksum"}
+    path.write_text(json.dumps(older | {"schema": SCHEMA - 1}))
+    with pytest.raises(JoinError, match=rf"{path.name} is left out: it is of layout {SCHEMA - 1}, not {SCHEMA}"):
+        join_folders(parts, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
