@@ -18,7 +18,7 @@ def draw_contrasts(study: Study) -> Drawing:
     written = compare_cells(study)
     made = [contrast for contrast in written if contrast.mean is not None]
     if not made:
-        raise NothingToDraw("no two of the cells to compare have runs of one seed" if written else "")
+        raise NothingToDraw("none of the comparisons could be made; the table says why" if written else "")
     colour = looks(["svd"])["svd"].colour
     fig, (ax,) = panels([""], 1, 0.42 * len(made) + 0.5)
     ax.axvspan(-MARGIN, MARGIN, color=MUTED, alpha=0.14, linewidth=0)

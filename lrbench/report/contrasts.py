@@ -14,7 +14,7 @@ from scipy import stats
 
 from lrbench.presets import PlannedComparison, list_presets, load_preset
 from lrbench.report.summaries import MARGIN, paired_interval
-from lrbench.report.tables import Study, finished
+from lrbench.report.tables import Study
 from lrbench.report.wording import plural
 from lrbench.store import Record
 
@@ -43,6 +43,8 @@ class Contrast:
         or the labels, are not in the records.
     p : float or None
         Of the paired t test, adjusted for all comparisons of the preset that could be made (Holm 1979).
+    gap : str
+        Why there is no difference; empty where there is one.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Contrast:
     high: float | None
     images: tuple[float, float] | None
     p: float | None
+    gap: str
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +77,7 @@ def compare_cells(study: Study) -> list[Contrast]:
 def judge_contrast(contrast: Contrast) -> str:
     """Say what a comparison shows, in a few words, by its interval over seeds."""
     if contrast.mean is None:
-        return "not run"
+        return contrast.gap
     if contrast.low is None or contrast.high is None:
         return "one seed gives no interval"
     if -MARGIN <= contrast.low and contrast.high <= MARGIN:
@@ -128,12 +131,14 @@ def holm(p_values: list[float | None]) -> list[float | None]:
 
 
 def _contrast(study: Study, preset: str, comparison: PlannedComparison) -> Contrast:
-    cells = [_runs_of(study, dict(cell)) for cell in (comparison.cell, comparison.against)]
+    found = [_runs_of(study, dict(cell)) for cell in (comparison.cell, comparison.against)]
+    cells = [runs for runs, _ in found]
     seeds = sorted(set(cells[0]) & set(cells[1]))
     differences = {s: 100 * (_accuracy(cells[0][s]) - _accuracy(cells[1][s])) for s in seeds}
     low, high = paired_interval(list(differences.values()), LEVEL)
     right = [_right(cells[0][s], cells[1][s]) for s in seeds]
     complete = [row for row in right if row is not None]
+    alike = len(complete) == len(right) > 1 and len({len(row) for row in complete}) == 1
     return Contrast(
         name=comparison.name,
         preset=preset,
@@ -143,24 +148,30 @@ def _contrast(study: Study, preset: str, comparison: PlannedComparison) -> Contr
         mean=float(np.mean(list(differences.values()))) if differences else None,
         low=low,
         high=high,
-        images=two_way_interval(np.stack(complete)) if complete and len(complete) == len(right) > 1 else None,
+        images=two_way_interval(np.stack(complete)) if alike else None,
         p=None,
+        gap="" if seeds else next((gap for _, gap in found if gap), "not compared: no seed has both runs"),
     )
 
 
-def _runs_of(study: Study, cell: dict[str, Any]) -> dict[int, Record]:
-    """The finished runs of a cell that have an accuracy, by seed; none where several cells fit the words."""
-    runs = finished(study)
-    runs = runs[runs["accuracy_as_trained"].notna()]
+def _runs_of(study: Study, cell: dict[str, Any]) -> tuple[dict[int, Record], str]:
+    """The finished runs of a cell that have an accuracy, by seed; none, and why, where several cells fit the words."""
+    runs = study.runs
     for key in ("mask", "compressor", "eps", "path"):
         if key in cell:
             runs = runs[(runs[key] == cell[key]).fillna(False).astype(bool)]
         elif key == "compressor":
             runs = runs[runs["plain"]]
-    if runs["label"].nunique() > 1:
-        return {}
+    if runs.empty:
+        return {}, "not run"
+    runs = runs[(runs["status"] == "finished") & runs["accuracy_as_trained"].notna()]
+    if runs.empty:
+        return {}, f"not compared: {_words(cell)} gave no accuracy"
+    labels = list(dict.fromkeys(runs["label"]))
+    if len(labels) > 1:
+        return {}, f"not compared: {_words(cell)} has runs of {' and of '.join(labels)}"
     records = {record["id"]: record for record in study.records}
-    return {int(seed): records[name] for seed, name in zip(runs["seed"], runs["id"], strict=True)}
+    return {int(seed): records[name] for seed, name in zip(runs["seed"], runs["id"], strict=True)}, ""
 
 
 def _words(cell: dict[str, Any]) -> str:

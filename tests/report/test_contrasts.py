@@ -8,6 +8,7 @@ from lrbench.report import write_report
 from lrbench.report.contrast_figure import draw_contrasts
 from lrbench.report.contrasts import compare_cells, holm, judge_contrast, two_way_interval
 from lrbench.report.tables import make_studies
+from lrbench.store import run_id
 
 LABELS = "0123456789" * 50
 
@@ -63,6 +64,32 @@ def test_a_comparison_is_paired_by_seed_with_students_interval():
     assert (contrast.low, contrast.high) == pytest.approx(expected)
     assert judge_contrast(contrast) == "worse"
     assert contrast.p == pytest.approx(2 * stats.ttest_1samp(differences, 0).pvalue)  # of two that could be made
+
+
+def versioned(version, seed=0):
+    made = record("101010", "svd", seed, 0.5)
+    config = made["config"] | {"compressor_version": version}
+    return made | {"config": config, "id": run_id(config)}
+
+
+def test_cells_with_runs_of_two_versions_are_said_not_to_be_compared():
+    plain = [made for made in some() if made["config"]["mask"] == "000000"]
+    found = contrasts([*plain, *(versioned(version, seed) for version in (3, 4) for seed in (0, 1))])
+    (mixed,) = (contrast for contrast in found.values() if contrast.cell == "101010 svd")
+    assert mixed.mean is None
+    assert judge_contrast(mixed) == "not compared: 101010 svd has runs of svd v3 and of svd v4"
+
+
+def test_a_comparison_that_is_not_made_says_what_is_missing():
+    plain = [made for made in some((0,)) if made["config"]["mask"] == "000000"]
+
+    def said(*runs):
+        (missing,) = (c for c in contrasts([*plain, *runs]).values() if c.cell == "101010 svd")
+        return judge_contrast(missing)
+
+    assert said() == "not run"
+    assert said(versioned(4, seed=7)) == "not compared: no seed has both runs"
+    assert said(versioned(4) | {"final": None, "outcome": "diverged"}) == "not compared: 101010 svd gave no accuracy"
 
 
 def test_one_seed_gives_no_interval_and_no_verdict():
