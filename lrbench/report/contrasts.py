@@ -23,6 +23,8 @@ __all__ = ["Contrast", "compare_cells", "holm", "judge_contrast", "two_way_inter
 LEVEL = 0.9
 RESAMPLES = 4000
 
+_CELL = ("mask", "compressor", "eps", "path")
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -156,8 +158,8 @@ def _contrast(study: Study, preset: str, comparison: PlannedComparison) -> Contr
 
 def _runs_of(study: Study, cell: dict[str, Any]) -> tuple[dict[int, Record], str]:
     """The finished runs of a cell that have an accuracy, by seed; none, and why, where several cells fit the words."""
-    runs = study.runs
-    for key in ("mask", "compressor", "eps", "path"):
+    runs = study.runs[[*_CELL, "id", "seed", "plain", "label", "status", "accuracy_as_trained"]]
+    for key in _CELL:
         if key in cell:
             runs = runs[(runs[key] == cell[key]).fillna(False).astype(bool)]
         elif key == "compressor":

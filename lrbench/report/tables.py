@@ -212,6 +212,7 @@ _BLOCK_TYPES = {
 }
 _TYPES = _RUN_TYPES | _EPOCH_TYPES | _LAYER_TYPES
 _PATHS = {name: where.split(".") for name, (_, where) in _RUN.items() if where}
+_SAVED = ("saved_bytes", "held_bytes", "freed_bytes", "claimed_bytes", "cut_saved", "kept_by", "unrealised")
 _NOT_SETTING = {"seed", *_CELL, *_SETTING}
 
 
@@ -263,7 +264,8 @@ def runs_table(records: Iterable[Record]) -> pd.DataFrame:
         claims = [layer["claimed_bytes"] for layer in _dig(record, "savings", "layers") or ()]
         row["claimed_bytes"] = sum(claims) if _dig(record, "savings") else None
         gradients = _dig(record, "gradients") or ()
-        row["gradient_error_max"] = max((_or_infinite(g["error"]) for g in gradients), default=None)
+        errors = [math.inf if g.get("error") is None else g["error"] for g in gradients]  # JSON has no infinity
+        row["gradient_error_max"] = max(errors, default=None)
         row["gradient_cosine_min"] = min((g["cosine_min"] for g in gradients), default=None)
         rows.append(row)
     return _frame(rows, _RUN_TYPES)
@@ -289,8 +291,8 @@ def layers_table(records: Iterable[Record]) -> pd.DataFrame:
         for layer in record.get("layers") or ():
             ours = gradients.get(layer["layer"], {})
             found = {f"gradient_{key}": ours.get(key) for key in ("cosine", "cosine_min", "error", "bias")}
-            measured = times.get(layer["layer"], {}) | layer | found | _saved(layer, savings.get(layer["layer"]))
-            rows.append(measured | _done(record, layer) | shared)
+            found |= {key: times.get(layer["layer"], {}).get(key) for key in ("lowering_ms", "compressing_ms")}
+            rows.append(layer | found | _saved(layer, savings.get(layer["layer"])) | _done(record, layer) | shared)
     return _frame(rows, _LAYER_TYPES)
 
 
@@ -400,9 +402,9 @@ def _done(record: Record, layer: Mapping[str, Any]) -> dict[str, Any]:
 def _saved(layer: Mapping[str, Any], savings: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a layer would hold without compression, holds and frees, scaled to the blocks of its other bytes."""
     if savings is None or not savings["input_bytes"]:
-        return {}
+        return dict.fromkeys(_SAVED)
     scale = layer["input_bytes"] / savings["input_bytes"]
-    row = {f"{key}_bytes": savings[f"{key}_bytes"] * scale for key in ("saved", "held", "freed", "claimed")}
+    row = {key: savings[key] * scale for key in _SAVED[:4]}
     row["cut_saved"] = 1 - row["held_bytes"] / row["saved_bytes"] if row["saved_bytes"] else None
     return row | {"kept_by": savings["kept_by"], "unrealised": savings["reason"]}
 
@@ -414,11 +416,6 @@ def _order(described: tuple[str, Record]) -> tuple[Any, ...]:
     mask = config["mask"]
     fewest_first = mask.count("1"), mask.replace("1", " ")  # then from the input side on
     return setting, fewest_first, place(config.get("compressor")), *cell, record["id"]
-
-
-def _or_infinite(value: float | None) -> float:
-    """JSON has no infinity: a record says null."""
-    return math.inf if value is None else value
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:

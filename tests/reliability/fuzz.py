@@ -7,12 +7,13 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from findings import Findings
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from report_records import make_policy_record, make_record
+from report_records import make_policy_record, make_record, write_folder
 from runs import config, photos
 
 import lrbench
@@ -22,9 +23,12 @@ from lrbench import training
 from lrbench.conv import masked_layers
 from lrbench.datasets import RECORD_BYTES, DatasetError, read_records
 from lrbench.files import DamagedFileError, read_sealed, write_sealed
+from lrbench.joining import JoinError, join_folders
 from lrbench.models import build_model
 from lrbench.policy import Policy
-from lrbench.store import checksum, read_folder, run_id
+from lrbench.report import write_report
+from lrbench.report.figures import NAMES, Picture
+from lrbench.store import checksum, read_folder, run_id, run_path
 
 Parse = Callable[[object], object]
 
@@ -86,11 +90,20 @@ def resealed(draw: st.DrawFn, records: list[dict]) -> tuple[str, bytes]:
     if isinstance(place, dict) and draw(st.integers(0, 4)) == 0:
         del place[key]
     else:
-        place[key] = draw(tree)
+        place[key] = draw(tree | values | st.floats(0, 1))
     with contextlib.suppress(ValueError, KeyError, TypeError):
         record["id"] = run_id(record["config"])
         record["checksum"] = checksum(record)
     return str(record.get("id")), json.dumps(record).encode()
+
+
+def compared() -> list[dict]:
+    """Runs of a preset that are compared with one another, image by image."""
+    made = [make_record(mask, seed=seed) for mask in ("000000", "101010") for seed in (0, 1)]
+    for record in made:
+        record["environment"]["preset"] = "paper"
+        record["final"]["labels"] = record["final"]["exact"]["predictions"]
+    return made
 
 
 def try_parsers(count: int, start: int, base: Path) -> Findings:
@@ -100,9 +113,10 @@ def try_parsers(count: int, start: int, base: Path) -> Findings:
         model = build_model("paper", (4, 4, 4), 10)
     runs = base / "runs"
     runs.mkdir()
-    records = [make_record("000000"), make_record("100000", "aca"), make_record("101010", eps=0.3)]
+    records = [make_record("100000", "aca"), make_record("101010", eps=0.3), *compared()]
     records.append(make_policy_record("tuned", {"features.0": {"compressor": "svd", "eps": 0.1, "path": "both"}}))
     files = [json.dumps(record | {"checksum": checksum(record)}, indent=1).encode() for record in records]
+    others, joined = write_folder(base / "others", records), base / "joined"
     small, checkpoint = config(train_size=20, test_size=20, epochs=1), base / "run.pt"
     training.train(small, photos(), checkpoint)
     saved = bytes(read_sealed(checkpoint))
@@ -129,8 +143,27 @@ def try_parsers(count: int, start: int, base: Path) -> Findings:
         try:
             contents = read_folder(base)
             assert len(contents.records) + len(contents.left_out) == 1, "the file is neither read nor left out"
+            if contents.records:
+                found.count("runs that were read, joined and reported")
+                join(name)
+                report(name, content)
         finally:
             file.unlink()
+
+    def join(name: str) -> None:
+        with contextlib.suppress(JoinError):
+            join_folders([others, base], joined)
+        if not run_path(others, name).exists():
+            run_path(joined, name).unlink(missing_ok=True)
+
+    def report(name: str, content: bytes) -> None:
+        file = run_path(others, name)
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes(content)
+        try:
+            write_report(others)
+        finally:
+            file.unlink() if before is None else file.write_bytes(before)
 
     def sealed(given_: object) -> None:
         file = base / "sealed"
@@ -169,17 +202,20 @@ def try_parsers(count: int, start: int, base: Path) -> Findings:
         "masks": (0.2, mask, st.one_of(bits, patterns, st.lists(patterns | scalar, max_size=4)), (ValueError,)),
         "compressor specs": (0.2, spec, st.tuples(names, st.dictionaries(options, values, max_size=3)), allowed),
         "policy files": (0.2, policy, st.one_of(mutated([POLICY]), st.binary(max_size=60)), allowed),
-        "run files, damaged": (0.15, run_file, mutated(files).map(lambda content: ("0" * 16, content)), ()),
-        "run files, resealed": (0.1, run_file, resealed(records), ()),
+        "run files, damaged": (0.2, run_file, mutated(files).map(lambda content: ("0" * 16, content)), ()),
+        "run files, resealed": (0.05, run_file, resealed(records), ()),
         "checkpoints, damaged": (0.06, sealed, mutated([checkpoint.read_bytes()]) | st.binary(), (DamagedFileError,)),
         "checkpoints, resealed": (0.02, checkpoint_file, mutated([saved]) | st.binary(), ()),
         "data files": (0.06, data_file, mutated([bytes(RECORD_BYTES), bytes(RECORD_BYTES * 2)]), (DatasetError,)),
         "command lines": (0.01, command, st.lists(st.tuples(option, words), max_size=3).map(
             lambda pairs: [word for pair in pairs for word in pair]), ()),
     }  # fmt: skip
+    none = {name: Picture(name, name, "", None, "not drawn here") for name in NAMES}
     try:
-        for kind, (share, parse, inputs, documented) in parsers.items():
-            _fuzz(kind, parse, inputs, documented, max(1, round(share * count)), start, found)
+        # Drawing and waiting for the disk would take most of the time.
+        with patch("lrbench.report.figures.draw_figures", lambda *_: none), patch("os.fsync"):
+            for kind, (share, parse, inputs, documented) in parsers.items():
+                _fuzz(kind, parse, inputs, documented, max(1, round(share * count)), start, found)
     finally:
         datasets.load_dataset = loading
     return found

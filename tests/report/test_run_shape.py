@@ -4,10 +4,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_records import make_failure, make_policy_record, make_record, older, realistic_records, write_folder
 
-from lrbench.report import write_report
+from lrbench.report import read_table, write_report
 from lrbench.report.figures import NAMES, Picture
 from lrbench.run_shape import find_strange
 from lrbench.store import Record, read_folder, run_id, write_run
@@ -59,6 +60,10 @@ def changed(record: Record, place: str, value: Any) -> Record:
     return made | {"id": run_id(made["config"])}
 
 
+def pick(row: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key in keys}
+
+
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     none = {name: Picture(name, name, "", None, "not drawn here") for name in NAMES}
@@ -108,8 +113,12 @@ def test_what_a_run_may_leave_out_or_add_is_no_oddity() -> None:
 def test_a_run_of_which_nothing_is_known_but_its_configuration_is_reported(tmp_path: Path) -> None:
     record = make_record()
     bare = {key: record[key] for key in ("schema", "id", "status", "outcome", "config")}
-    page = write_report(write_folder(tmp_path, [bare, make_record("000000")])).read_text(encoding="utf-8")
+    needed = {"layer", "cosine_min", "index", "m", "n", "blocks", "input_bytes", "epoch"}
+    rows = {key: [pick(row, needed) for row in record[key]] for key in ("epochs", "layers", "gradients")}
+    thin = make_record(seed=1) | rows | {"step": {}, "peak": {}, "savings": {}, "data": {}, "environment": {}}
+    page = write_report(write_folder(tmp_path, [bare, thin, make_record("000000")])).read_text(encoding="utf-8")
     assert bare["id"] in page
+    assert thin["id"] in page
 
 
 @pytest.mark.parametrize("folder", sorted({path.parents[1].name for path in RESULTS.glob("*/runs/*.json")}))
@@ -117,3 +126,14 @@ def test_every_run_that_is_kept_with_the_code_is_read(folder: str) -> None:
     contents = read_folder(RESULTS / folder)
     assert contents.left_out == {}
     assert len(contents.records) == len(list((RESULTS / folder / "runs").glob("*.json"))) > 0
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_key_that_was_added_to_a_row_is_never_taken_for_a_column_of_another_origin(tmp_path: Path) -> None:
+    record = make_record("100000", savings=None)
+    record["layers"][0] |= {"lowering_ms": "x", "saved_bytes": "x", "gradient_bias": "x", "layer_eps": "x"}
+    record["step"]["layers"][0] |= {"m": "x", "kept_by": 5, "new": "x"}
+    write_report(write_folder(tmp_path, [record]))
+    (row,) = read_table(tmp_path / "layers.csv").to_dict("records")
+    assert (row["lowering_ms"], row["layer_eps"], row["m"]) == (2.0, 0.1, 27)
+    assert pd.isna(row["saved_bytes"])
