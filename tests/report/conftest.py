@@ -7,6 +7,7 @@ import pytest
 from report_records import realistic_records, write_folder
 
 from lrbench.report import write_report
+from lrbench.report.figures import NAMES, Picture
 from lrbench.store import Record
 
 
@@ -26,3 +27,10 @@ def report_of(tmp_path: Path) -> Callable[..., str]:
         return write_report(write_folder(tmp_path, list(records))).read_text(encoding="utf-8")
 
     return report
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes a report's time, in tests of its words."""
+    none = {name: Picture(name, name, "", None, "not drawn here") for name in NAMES}
+    monkeypatch.setattr("lrbench.report.figures.draw_figures", lambda *_: none)

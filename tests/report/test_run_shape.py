@@ -9,7 +9,6 @@ import pytest
 from report_records import make_failure, make_policy_record, make_record, older, realistic_records, write_folder
 
 from lrbench.report import read_table, write_report
-from lrbench.report.figures import NAMES, Picture
 from lrbench.run_shape import find_strange
 from lrbench.store import Record, read_folder, run_id, write_run
 
@@ -62,12 +61,6 @@ def changed(record: Record, place: str, value: Any) -> Record:
 
 def pick(row: dict[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key in keys}
-
-
-@pytest.fixture
-def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    none = {name: Picture(name, name, "", None, "not drawn here") for name in NAMES}
-    monkeypatch.setattr("lrbench.report.figures.draw_figures", lambda *_: none)
 
 
 @pytest.mark.usefixtures("without_figures")
