@@ -2,7 +2,9 @@
 
 import gc
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from functools import _lru_cache_wrapper
 from pathlib import Path
@@ -10,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
+# A shell starts what runs in its background deaf to interrupts, and so would be the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Test processes run side by side: threads that wait for a busy core make them many times slower.
 torch.set_num_threads(1)
@@ -19,8 +25,8 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 # The locks that keep runs on one machine apart are in the temporary folder: tests neither wait for other runs of their
-# user nor hold them up.
-_folder = Path(tempfile.gettempdir()) / f"lrbench-tests-{os.getuid()}"
+# user nor hold them up, nor do those of one test process those of another.
+_folder = Path(tempfile.gettempdir()) / f"lrbench-tests-{os.getuid()}{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 _folder.mkdir(exist_ok=True)
 os.environ["TMPDIR"] = tempfile.tempdir = str(_folder)
 

@@ -10,6 +10,8 @@ from lrbench.checkpointing import checkpointed, segments_of, uncheckpointed
 from lrbench.measure.ledger import take_ledger
 from lrbench.models import paper_cnn
 
+pytestmark = pytest.mark.usefixtures("young_heap")
+
 
 @pytest.mark.parametrize("segments", [1, 4, 11, 22])
 def test_gradients_are_the_plain_models_and_less_is_kept(segments: int) -> None:

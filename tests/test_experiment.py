@@ -12,6 +12,8 @@ from lrbench.files import read_sealed, write_sealed
 from lrbench.measure.memory import Peak
 from lrbench.store import run_id
 
+pytestmark = pytest.mark.usefixtures("young_heap")
+
 SECONDS = {"seconds", "started", "finished", "step", "peak"}
 
 

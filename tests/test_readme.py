@@ -9,6 +9,8 @@ import torch
 import lrbench
 from lrbench import compressors
 
+pytestmark = pytest.mark.usefixtures("young_heap")
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

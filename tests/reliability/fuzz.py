@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
+from zlib import crc32
 
 import torch
 from findings import Findings
@@ -143,7 +144,8 @@ def try_parsers(count: int, start: int, base: Path) -> Findings:
         try:
             contents = read_folder(base)
             assert len(contents.records) + len(contents.left_out) == 1, "the file is neither read nor left out"
-            if contents.records:
+            # Joining and reporting take a hundred times as long as reading: every eighth has to do.
+            if contents.records and crc32(content) % 8 == 0:
                 found.count("runs that were read, joined and reported")
                 join(name)
                 report(name, content)
