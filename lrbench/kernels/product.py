@@ -42,8 +42,9 @@ def times(
     strides = (n * K, 1, K) if channels_last else (n * K, n, 1)
     out = torch.empty_strided((N, K, n), strides, dtype=left.dtype)
     target = (out.mT if channels_last else out).numpy()
-    # A copy the other way round: the coefficients of one row of the result lie side by side.
-    arrays = [t.contiguous().numpy() for t in (left.T, starts, V, offsets, added)]
+    # Otherwise a copy the other way round: the coefficients of one row of the result lie side by side.
+    coefficients = left if channels_last else left.T
+    arrays = [t.contiguous().numpy() for t in (coefficients, starts, V, offsets, added)]
     kernel = _times_last if channels_last else _times
 
     def part(start: int, stop: int) -> None:
@@ -96,56 +97,113 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
 def _times(
     left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    spare = np.empty((3, V.shape[1]), V.dtype)
+    K, n = len(left), V.shape[1]
+    spare = np.empty((3, n), V.dtype)  # for rows that there are not
     for b in range(first, last):
-        _times_one(left, starts[b], V[offsets[b] : offsets[b + 1]], bias, out[b], spare)
+        at, rows, into = starts[b], V[offsets[b] : offsets[b + 1]], out[b]
+        for i in range(0, K, 4):
+            i1, i2, i3 = min(i + 1, K - 1), min(i + 2, K - 1), min(i + 3, K - 1)
+            x0, x1 = into[i], into[i1] if i + 1 < K else spare[0]
+            x2, x3 = into[i2] if i + 2 < K else spare[1], into[i3] if i + 3 < K else spare[2]
+            b0, b1, b2, b3 = bias[i], bias[i1], bias[i2], bias[i3]
+            for t in range(n):
+                x0[t] = b0
+                x1[t] = b1
+                x2[t] = b2
+                x3[t] = b3
+            combine(rows, len(rows), left[i, at:], left[i1, at:], left[i2, at:], left[i3, at:], x0, x1, x2, x3)
 
 
 @compiled
 def _times_last(
     left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    K, n = len(left), V.shape[1]
-    # A little longer than n: rows a power of two apart would share the places of a cache.
-    spare, turned = np.empty((3, n), V.dtype), np.empty((K, n + 16), V.dtype)
+    """Two columns at a time: each row of ``left`` that is read serves both, and every number is written where it goes.
+
+    What is left over of fours comes first, with the bias. All in one loop: a view that is handed on costs more than K
+    products.
+    """
+    K, n = left.shape[1], V.shape[1]
+    spare = np.empty(K, V.dtype)
     for b in range(first, last):
-        _times_one(left, starts[b], V[offsets[b] : offsets[b + 1]], bias, turned, spare)
-        into = out[b]
-        for t in range(n):
-            row = into[t]
-            for j in range(K):
-                row[j] = turned[j, t]
-
-
-@compiled
-def _times_one(left: Any, at: int, rows: Any, bias: Any, out: Any, spare: Any) -> None:  # pragma: no cover (compiled)
-    """One block's product, into the first n columns of ``out``; ``spare``, (3, n), is for rows that there are not."""
-    K, n = len(left), spare.shape[1]
-    for i in range(0, K, 4):
-        i1, i2, i3 = min(i + 1, K - 1), min(i + 2, K - 1), min(i + 3, K - 1)
-        x0, x1 = out[i, :n], out[i1, :n] if i + 1 < K else spare[0]
-        x2, x3 = out[i2, :n] if i + 2 < K else spare[1], out[i3, :n] if i + 3 < K else spare[2]
-        b0, b1, b2, b3 = bias[i], bias[i1], bias[i2], bias[i3]
-        for t in range(n):
-            x0[t] = b0
-            x1[t] = b1
-            x2[t] = b2
-            x3[t] = b3
-        combine(rows, len(rows), left[i, at:], left[i1, at:], left[i2, at:], left[i3, at:], x0, x1, x2, x3)
+        rank = offsets[b + 1] - offsets[b]
+        L, R, into = left[starts[b] : starts[b] + rank], V[offsets[b] : offsets[b + 1]], out[b]
+        for t in range(0, n, 2):
+            u = min(t + 1, n - 1)
+            x, y = into[t], into[u] if u > t else spare
+            k = rank % 4
+            if k == 0:
+                for j in range(K):
+                    x[j] = bias[j]
+                    y[j] = bias[j]
+            elif k == 1:
+                l0, a0, c0 = L[0], R[0, t], R[0, u]
+                for j in range(K):
+                    v0, s = l0[j], bias[j]
+                    x[j] = s + a0 * v0
+                    y[j] = s + c0 * v0
+            elif k == 2:
+                l0, l1, a0, a1, c0, c1 = L[0], L[1], R[0, t], R[1, t], R[0, u], R[1, u]
+                for j in range(K):
+                    v0, v1, s = l0[j], l1[j], bias[j]
+                    x[j] = s + a0 * v0 + a1 * v1
+                    y[j] = s + c0 * v0 + c1 * v1
+            else:
+                l0, l1, l2 = L[0], L[1], L[2]
+                a0, a1, a2, c0, c1, c2 = R[0, t], R[1, t], R[2, t], R[0, u], R[1, u], R[2, u]
+                for j in range(K):
+                    v0, v1, v2, s = l0[j], l1[j], l2[j], bias[j]
+                    x[j] = s + a0 * v0 + a1 * v1 + a2 * v2
+                    y[j] = s + c0 * v0 + c1 * v1 + c2 * v2
+            while k < rank:
+                l0, l1, l2, l3 = L[k], L[k + 1], L[k + 2], L[k + 3]
+                a0, a1, a2, a3 = R[k, t], R[k + 1, t], R[k + 2, t], R[k + 3, t]
+                c0, c1, c2, c3 = R[k, u], R[k + 1, u], R[k + 2, u], R[k + 3, u]
+                for j in range(K):
+                    v0, v1, v2, v3 = l0[j], l1[j], l2[j], l3[j]
+                    x[j] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
+                    y[j] += (c0 * v0 + c1 * v1) + (c2 * v2 + c3 * v3)
+                k += 4
 
 
 @compiled
 def _against_last(
     V: Any, offsets: Any, starts: Any, grad: Any, out: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    spare = np.empty((3, grad.shape[2]), V.dtype)
+    """Four columns of the gradient at a time, for three rows of the result, and for those left over one by one."""
+    n, K = grad.shape[1], grad.shape[2]
     for b in range(first, last):
-        at, rank, rows = starts[b], offsets[b + 1] - offsets[b], V[offsets[b] : offsets[b + 1]]
-        for k in range(0, rank, 4):
-            k1, k2, k3 = min(k + 1, rank - 1), min(k + 2, rank - 1), min(k + 3, rank - 1)
-            x0, x1 = out[at + k], out[at + k1] if k + 1 < rank else spare[0]
-            x2, x3 = out[at + k2] if k + 2 < rank else spare[1], out[at + k3] if k + 3 < rank else spare[2]
-            combine(grad[b], len(grad[b]), rows[k], rows[k1], rows[k2], rows[k3], x0, x1, x2, x3)
+        at, rank, G = starts[b], offsets[b + 1] - offsets[b], grad[b]
+        rows, into = V[offsets[b] : offsets[b + 1]], out[at : at + rank]
+        t = 0
+        while t + 4 <= n:
+            g0, g1, g2, g3 = G[t], G[t + 1], G[t + 2], G[t + 3]
+            k = 0
+            while k + 3 <= rank:
+                x, y, z = into[k], into[k + 1], into[k + 2]
+                p, q, r = rows[k, t:], rows[k + 1, t:], rows[k + 2, t:]
+                a0, a1, a2, a3, b0, b1, b2, b3 = p[0], p[1], p[2], p[3], q[0], q[1], q[2], q[3]
+                c0, c1, c2, c3 = r[0], r[1], r[2], r[3]
+                for j in range(K):
+                    v0, v1, v2, v3 = g0[j], g1[j], g2[j], g3[j]
+                    x[j] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
+                    y[j] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
+                    z[j] += (c0 * v0 + c1 * v1) + (c2 * v2 + c3 * v3)
+                k += 3
+            while k < rank:
+                x, p = into[k], rows[k, t:]
+                a0, a1, a2, a3 = p[0], p[1], p[2], p[3]
+                for j in range(K):
+                    x[j] += (a0 * g0[j] + a1 * g1[j]) + (a2 * g2[j] + a3 * g3[j])
+                k += 1
+            t += 4
+        while t < n:
+            g0 = G[t]
+            for k in range(rank):
+                x, a0 = into[k], rows[k, t]
+                for j in range(K):
+                    x[j] += a0 * g0[j]
+            t += 1
 
 
 @compiled
