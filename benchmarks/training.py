@@ -32,7 +32,10 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 class Case(NamedTuple):
-    """A wrapped model: which layers, what with, and what its step may take beside the plain model's, if promised."""
+    """A wrapped model: which layers, what with, and what its step may take beside the plain model's, if promised.
+
+    With kept factors the promise is to take less than ``bound``; elsewhere, no more.
+    """
 
     mask: str
     compressor: str
@@ -140,8 +143,10 @@ def _row(case: Case, plain: np.ndarray[Any, Any], wrapped: np.ndarray[Any, Any])
     ratio = float(np.median(wrapped) / np.median(plain))
     low, high = np.quantile(wrapped / plain, [0.25, 0.75])
     theirs, ours = 1e3 * np.median(plain), 1e3 * np.median(wrapped)
-    verdict = "" if case.bound is None else "kept" if ratio <= case.bound else "missed"
-    bound = "–" if case.bound is None else f"≤ {case.bound:.2f}"
+    verdict, bound = "", "–"
+    if case.bound is not None:
+        holds = ratio < case.bound if case.keeps else ratio <= case.bound
+        verdict, bound = "kept" if holds else "missed", f"{'<' if case.keeps else '≤'} {case.bound:.2f}"
     return f"| {case} | {theirs:.1f} | {ours:.1f} | {ratio:.3f} | [{low:.3f}, {high:.3f}] | {bound} | {verdict} |"
 
 
