@@ -19,6 +19,7 @@ ablate: $(READY)
 	$(BIN)/python -m lrbench.ablate
 
 test: $(READY) lint
+	$(BIN)/python -m tests.compile_kernels
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m tests.mutations --share 2
 
