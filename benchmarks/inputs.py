@@ -26,8 +26,9 @@ COMPRESSORS = [
     *("aca", "aca-estimate", "aca-full", "aca-svd", "bf16", "cpqr", "dct", "gram", "hosvd"),
     *("id", "input", "none", "pool", "qr-svd", "quant2", "quant4", "quant8", "randqb"),
     *("rproj", "rsvd", "shared", "svd", "svd-same-error", "svd-same-rank", "topk", "warm"),
+    "svd-rank",
 ]
-"""By name: asv counts places in this list, and another commit's registry would be another list."""
+"""By name, newer ones last: asv counts places in this list, and another commit's registry would be another list."""
 # What other packages register comes behind, where it moves no other's place.
 COMPRESSORS += [
     name

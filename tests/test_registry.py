@@ -34,6 +34,7 @@ GUARANTEES = {
     "rsvd": "block",
     "shared": "block",
     "svd": "block",
+    "svd-rank": None,
     "svd-same-error": None,
     "svd-same-rank": None,
     "topk": "block",
@@ -42,7 +43,8 @@ GUARANTEES = {
 NAMES = list(GUARANTEES)
 ON_INPUT = {"bf16", "dct", "hosvd", "input", "pool", "quant2", "quant4", "quant8", "topk"}
 TRAITS = {
-    "uses_eps": set(NAMES) - {"bf16", "dct", "input", "none", "pool", "quant2", "quant4", "quant8", "rproj"},
+    "uses_eps": set(NAMES)
+    - {"bf16", "dct", "input", "none", "pool", "quant2", "quant4", "quant8", "rproj", "svd-rank"},
     "pooled": {"hosvd", "shared", "warm"},
     "stateful": {"rproj", "warm"},
     "randomized": {"quant2", "quant4", "quant8", "randqb", "rproj", "rsvd"},
@@ -93,7 +95,7 @@ def test_what_is_random_takes_a_seed(name: str) -> None:
         ("aca", ["aca"]),
         ("*svd", ["aca-svd", "hosvd", "qr-svd", "rsvd", "svd"]),
         ("?svd", ["rsvd"]),
-        ("[rs]*", ["randqb", "rproj", "rsvd", "shared", "svd", "svd-same-error", "svd-same-rank"]),
+        ("[rs]*", ["randqb", "rproj", "rsvd", "shared", "svd", "svd-rank", "svd-same-error", "svd-same-rank"]),
         ("ACA", []),
         ("", []),
     ],

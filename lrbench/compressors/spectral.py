@@ -17,6 +17,7 @@ __all__ = [
     "INSIDE",
     "gram_spectrum",
     "largest_rank",
+    "leading_vectors",
     "per_matrix",
     "shorter_side",
     "thin_svd",
@@ -66,6 +67,37 @@ def truncated_svd(blocks: Blocks, eps: float) -> Basis:
         # No block is known that brings it here; LAPACK's iteration is another one.
         whole = through_gram(blocks.select(failed), eps)
         vectors[failed], ranks[failed] = whole.vectors, whole.ranks
+    return Basis(side, vectors, ranks)
+
+
+def leading_vectors(blocks: Blocks, ranks: Tensor, precise: bool = False) -> Basis:
+    """Factors of the given ranks and the least error that they allow (Eckart and Young, 1936).
+
+    The vectors are those of :func:`truncated_svd`: from Gram matrices, or, if what is lost has to be told from 1e-16 of
+    a block's energy, from the blocks themselves.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        N finite blocks, m x n, of moderate scale.
+    ranks : Tensor
+        (N,) int64, in 0..min(m, n).
+    precise : bool
+        Whether to decompose the blocks themselves.
+
+    Returns
+    -------
+    Basis
+        float64.
+    """
+    side, view = shorter_side(blocks), KernelBlocks.of(blocks)
+    if view is None or precise:
+        _, vectors = triangle_spectrum(blocks) if precise else gram_spectrum(blocks)
+        return Basis(side, vectors, ranks)
+    vectors, found = view.bases(side, 1.0, ranks)
+    failed = (found < 0).nonzero()[:, 0]
+    if len(failed):
+        vectors[failed] = gram_spectrum(blocks.select(failed))[1]
     return Basis(side, vectors, ranks)
 
 

@@ -11,7 +11,13 @@ from lrbench.compressors import register
 from lrbench.compressors.aca import EstimatedACA
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.certificate import residual_norms
-from lrbench.compressors.spectral import GRAM_LIMIT, gram_spectrum, shorter_side, triangle_spectrum
+from lrbench.compressors.spectral import (
+    GRAM_LIMIT,
+    gram_spectrum,
+    leading_vectors,
+    shorter_side,
+    triangle_spectrum,
+)
 from lrbench.factors import Basis
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
@@ -37,16 +43,7 @@ class SameRankSVD(Compressor):
 
     def factorize(self, blocks: Blocks) -> Basis:
         """Take ACA's ranks, and the singular vectors of as many."""
-        ranks = EstimatedACA(self.eps).factorize(blocks).ranks
-        side, view = shorter_side(blocks), KernelBlocks.of(blocks)
-        if view is None or self.eps < GRAM_LIMIT:
-            _, vectors = gram_spectrum(blocks) if self.eps >= GRAM_LIMIT else triangle_spectrum(blocks)
-            return Basis(side, vectors, ranks)
-        vectors, found = view.bases(side, 1.0, ranks)
-        failed = (found < 0).nonzero()[:, 0]
-        if len(failed):
-            vectors[failed] = gram_spectrum(blocks.select(failed))[1]
-        return Basis(side, vectors, ranks)
+        return leading_vectors(blocks, EstimatedACA(self.eps).factorize(blocks).ranks, self.eps < GRAM_LIMIT)
 
 
 @register("svd-same-error")

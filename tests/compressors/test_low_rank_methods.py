@@ -40,7 +40,7 @@ def smooth_blocks() -> torch.Tensor:
     return torch.nn.functional.unfold(photo_crops(6, 16), 3, padding=1)
 
 
-@pytest.mark.parametrize("name", [*METHODS, "svd-same-rank", "svd-same-error"])
+@pytest.mark.parametrize("name", [*METHODS, "svd-rank", "svd-same-rank", "svd-same-error"])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_plain_torch_keeps_the_promise_too(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KernelBlocks, "of", lambda blocks: None)
@@ -146,6 +146,25 @@ def test_the_first_row_that_is_kept_is_the_largest() -> None:
     factors = lrbench.get_compressor("id", eps=0.5).compress(blocks)
     for k, D in enumerate(blocks.numpy()):
         np.testing.assert_array_equal(factor_pair(factors, k)[1][0], D[np.linalg.norm(D, axis=1).argmax()])
+
+
+@both_ways
+@pytest.mark.parametrize("tall", [False, True], ids=["wide", "tall"])
+def test_an_svd_of_a_given_rank_loses_the_least_that_it_allows(tall: bool) -> None:
+    blocks = smooth_blocks().mT.contiguous() if tall else smooth_blocks()
+    S = np.linalg.svd(blocks.numpy(), compute_uv=False)
+    for rank in (1, 6, 27, 100):
+        factors = lrbench.get_compressor("svd-rank", rank=rank).compress(blocks)
+        assert (factors.ranks == min(rank, 27)).all()
+        for values, error in zip(S, relative_errors(blocks, factors), strict=True):
+            least = np.linalg.norm(values[rank:]) / np.linalg.norm(values)
+            assert error == pytest.approx(least, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.0, True, "6", None])
+def test_a_rank_that_is_none_is_refused(rank: object) -> None:
+    with pytest.raises(ValueError, match=r"rank is .*: use a whole number of at least 1"):
+        lrbench.get_compressor("svd-rank", rank=rank)
 
 
 @both_ways
