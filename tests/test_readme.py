@@ -1,4 +1,4 @@
-"""The README shows what is so: its examples run, its tables stand in the results that it names."""
+"""README and guide show what is so: their examples run, their tables stand in the results that they name."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,8 @@ pytestmark = pytest.mark.usefixtures("young_heap")
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+GUIDE = (ROOT / "GUIDE.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README + GUIDE, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +76,10 @@ def test_every_row_of_numbers_stands_in_the_results_that_the_readme_names():
     assert rows <= results
 
 
-def test_every_file_and_command_that_the_readme_names_is_there():
-    for path in re.findall(r"\]\(((?!http)[^)]*)\)", README):
+def test_every_file_and_command_that_they_name_is_there():
+    for path in re.findall(r"\]\(((?!http)[^)]*)\)", README + GUIDE):
         assert (ROOT / path).exists(), path
-    for module in set(re.findall(r"python -m (lrbench\.\w+)", README)):
+    for module in set(re.findall(r"python -m (lrbench\.\w+)", README + GUIDE)):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists() or (
             ROOT / module.replace(".", "/") / "__main__.py"
         ).exists(), module
