@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import lrbench
 from benchmarks.inputs import BATCH, LAYERS, inputs_met, trained_network
-from benchmarks.speed import Kind, fastest, images_of, time_kinds
+from benchmarks.speed import Kind, fastest, images_of, measure_kinds
 from lrbench.environment import environment
 from lrbench.factors import Origin
 from lrbench.files import write_atomically
@@ -102,7 +102,7 @@ def _measure(options: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, Any]]
             if compressor.uses_eps or eps == TOLERANCES[0]:  # else its time is the same
                 kinds[_key(compressor.uses_eps, name_, eps)] = Kind(_call(name_, eps), BATCH, threads)
         print(f"{shape}: timing {len(kinds)} kinds", file=sys.stderr)
-        times[shape] = time_kinds(kinds, inputs, options.rounds, threads)
+        times[shape] = measure_kinds(kinds, inputs, options.rounds, threads)
     table = pd.DataFrame(rows)
     for where, row in table.iterrows():
         taken = np.array(times[row["shape"]][_key(row["uses_eps"], row["compressor"], row["eps"])])

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts = list(inputs.split(100))
         tables.append((layer, parts, *_deeper(parts[0], threads)))
     for title, parts, kinds, promises in tables:
-        seconds = time_kinds(kinds, parts, options.rounds, threads)
+        seconds = measure_kinds(kinds, parts, options.rounds, threads)
         results[title] = seconds
         lines += [f"## {title}", "", *_table(kinds, seconds, promises), ""]
         if "svd" in kinds:
@@ -204,7 +204,9 @@ def fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
     return Kind(call, len(batch), number)
 
 
-def time_kinds(kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, threads: int) -> dict[str, list[float]]:
+def measure_kinds(
+    kinds: dict[str, Kind], batches: Sequence[Tensor], rounds: int, threads: int
+) -> dict[str, list[float]]:
     """Seconds for each image, by kind and round."""
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     names, order = list(kinds), np.random.default_rng(0)

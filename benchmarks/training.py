@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import lrbench
 from benchmarks.speed import images_of
 from lrbench.environment import environment
-from lrbench.measure.time import Step, time_steps
+from lrbench.measure import time as clock
 from lrbench.models import paper_cnn
 from lrbench.training import training_step
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept = lrbench.KeptInput(copied, images) if case.keeps else None
             steps.append(_stepping(copied, images, labels, layout, kept))
         # A basis that is kept from step to step has to be found first: more steps are taken before the clock runs.
-        seconds = np.asarray(time_steps(steps, options.rounds, warmup=5))
+        seconds = np.asarray(clock.time_steps(steps, options.rounds, warmup=5))
         results[str(case)] = {"plain": seconds[:2].tolist(), "wrapped": seconds[2:].tolist()}
         lines.append(_row(case, _fastest(seconds[:2]), _fastest(seconds[2:])))
         if kept is not None:
@@ -119,7 +119,7 @@ def _stepping(
     labels: Tensor,
     layout: torch.memory_format = torch.contiguous_format,
     kept: lrbench.KeptInput | None = None,
-) -> Step:
+) -> clock.Step:
     """Steps of a model on one batch after the other."""
     model = model.to(memory_format=layout).train()  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
