@@ -58,6 +58,23 @@ def test_what_lies_elsewhere_does_not(stored, tmp_path, capsys):
     assert "DISAGREES" in capsys.readouterr().out
 
 
+def test_where_no_difference_would_agree_as_well_nothing_is_told(tmp_path, capsys):
+    records = []
+    for seed, lost in enumerate((0.01, 0.09)):
+        records += [run("000000", seed, (0.3, 0.5), "paper"), run("101010", seed, (0.3, 0.5 - lost), "paper")]
+    folder = write_folder(tmp_path / "two", records)
+    assert main([str(reproduction(tmp_path, 0.05)), str(folder)]) == 1
+    assert "CANNOT TELL" in capsys.readouterr().out
+
+
+def test_a_reproduction_that_diverges_disagrees(stored, tmp_path, capsys):
+    folder = reproduction(tmp_path, 0.051)
+    broken = run("101010", 7, (0.2, 0.1), "reproduce-small") | {"outcome": "diverged"}
+    write_folder(folder, [broken])
+    assert main([str(folder), str(stored)]) == 1
+    assert "DISAGREES: 101010 aca-estimate, seed 7, diverged" in capsys.readouterr().out
+
+
 def test_other_data_are_named(stored, tmp_path, capsys):
     main([str(reproduction(tmp_path, 0.05, data_sha256="f" * 64)), str(stored)])
     assert "differ in data_sha256" in capsys.readouterr().out

@@ -36,6 +36,8 @@ class Preset:
         By which ``--preset`` takes it.
     title, question : str
         What it is about, and what it asks.
+    written : str
+        When, if not before all runs that it compares; then what it finds is exploratory.
     options : mapping
         Defaults of the command's options, by their names; an axis here holds for every grid.
     grids : sequence of mapping
@@ -50,6 +52,7 @@ class Preset:
     title: str
     question: str
     options: Mapping[str, Any]
+    written: str = ""
     grids: Sequence[Mapping[str, Sequence[Any]]] = field(default=({},))
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparisons: Sequence[PlannedComparison] = ()
@@ -77,6 +80,7 @@ def load_preset(name: str) -> Preset:
         name=name,
         title=given.get("title", base.title),
         question=given.get("question", base.question).strip(),
+        written=given.get("written", ""),
         options={**base.options, **given.get("options", {})},
         grids=given.get("grids", base.grids),
         policies={**base.policies, **given.get("policies", {})},

@@ -91,7 +91,7 @@ def draw_ranks(study: Study) -> Drawing:
         raise NothingToDraw(why(study, "layers", "ranks of blocks"))
     facets, left_out = bounded(part(blocks, "layer", "index"))
     fig, axes, names = _strips(study, facets, 0.36)
-    style = style_of(study)
+    style, means = style_of(study), _mean_ranks(study)
     for ax, facet in zip(axes, facets, strict=True):
         _boxes(ax, facet.rows, "rank", names, style)
         shape = first_of(study, facet.value)
@@ -105,7 +105,8 @@ def draw_ranks(study: Study) -> Drawing:
             ax.axvline(rank, color=INK, linewidth=1, linestyle=line)
         for name, ranks in by_name(facet.rows):
             y = names.index(name)
-            look, mean = style[str(ranks["compressor"].iloc[0])], float(ranks["rank"].mean())
+            look = style[str(ranks["compressor"].iloc[0])]
+            mean = means.get((facet.condition, facet.value), {}).get(name, float(ranks["rank"].mean()))
             ax.plot(mean, y, look.marker, color=look.colour, mec=PAPER, mew=0.7, ms=6, zorder=5)
             _remark(ax, y, f"mean {number(mean, 1)}", boxed=True)
         ax.set_xlabel(
@@ -116,8 +117,9 @@ def draw_ranks(study: Study) -> Drawing:
     legend(fig, [dashed, dotted], 2)
     return fig, (
         "Ranks per block, of all masks and seeds with the layer; boxes hold the middle half, whiskers reach the "
-        "extremes, markers are means. To the right of the dashed line the factors are larger than the input that "
-        "PyTorch keeps, to the right of the dotted line larger than im2col. A line far beyond the ranks is only named "
+        "extremes. Markers are means over all blocks that the runs met, of which they keep some. To the right of the "
+        "dashed line the factors are larger than the input that PyTorch keeps, to the right of the dotted line larger "
+        "than im2col. A line far beyond the ranks is only named "
         f"under its panel.{_thinned(study)}{left_out}"
     )
 
@@ -135,7 +137,7 @@ def draw_cuts(study: Study) -> Drawing:
     fig, axes = panels([facet.title(f"against {of}") for facet, _, of in jobs], 1 if many else 3, 1.9 if many else 2.7)
     style = style_of(study)
     names: dict[str, Look] = {}
-    hollow_drawn = False
+    hollow_drawn = dense_drawn = False
     for ax, (facet, column, of) in zip(axes, jobs, strict=True):
         rows = facet.rows.sort_values("index", kind="stable")
         places = list(dict.fromkeys(rows["layer"]))
@@ -144,8 +146,15 @@ def draw_cuts(study: Study) -> Drawing:
         for turn, (name, mine) in enumerate(groups):
             look = names.setdefault(name, style[str(mine["compressor"].iloc[0])])
             shift = 0.7 * ((turn + 0.5) / len(groups) - 0.5)
-            x = [places.index(layer) + shift for layer in mine["layer"]]
-            ax.plot(x, mine[column].astype(float), look.marker, color=look.colour, alpha=0.75, mec=PAPER, mew=0.4, ms=6)
+            x = np.array([places.index(layer) + shift for layer in mine["layer"]])
+            dense = (mine["share_stored"].astype(float) > 0.5).to_numpy()
+            cuts = mine[column].astype(float).to_numpy()
+            ax.plot(
+                x[~dense], cuts[~dense], look.marker, color=look.colour, alpha=0.75, ms=6, linestyle="",
+                mec=PAPER, mew=0.4,
+            )  # fmt: skip
+            ax.plot(x[dense], cuts[dense], look.marker, color=look.colour, ms=6, linestyle="", mfc=PAPER, mew=1.1)
+            dense_drawn = dense_drawn or bool(dense.any())
             if column == "cut_saved":
                 unsaved = (mine["saved_bytes"] == 0) & ~mine["layer"].isin(list(grey))
                 nothing = [spot for spot, hollow in zip(x, unsaved, strict=True) if hollow]
@@ -177,7 +186,11 @@ def draw_cuts(study: Study) -> Drawing:
         marker.set_linestyle("")
     if hollow_drawn:
         markers.append(Line2D([], [], color=PAPER, marker="o", mec=MUTED, ms=5, linestyle="", label="nothing to save"))
-    legend(fig, markers, 5)
+    if dense_drawn:
+        outlined = Line2D([], [], color=INK, marker="o", mfc=PAPER, ms=6, mew=1.1, linestyle="")
+        outlined.set_label("more than half of the blocks stored as they are")
+        markers.append(outlined)
+    legend(fig, markers, 3 if dense_drawn else 5)
     return fig, (
         "Bytes cut by the factors, one marker per run: against im2col; against the layer's input, which is what "
         "PyTorch's own convolution keeps; and, of what the layer holds by the ledger, against what it saves of the "
@@ -315,5 +328,16 @@ def _violations(study: Study) -> dict[tuple[str, str], dict[str, tuple[int, int]
         totals = facet.rows.groupby("name")[["violations", "blocks"]].sum()
         found[facet.condition, facet.value] = {
             str(name): (int(broken), int(of)) for name, broken, of in totals.itertuples()
+        }
+    return found
+
+
+def _mean_ranks(study: Study) -> dict[tuple[str, str], dict[str, float]]:
+    """Mean ranks by condition and layer, and by compressor, over all blocks that the runs met."""
+    found = {}
+    for facet in part(by_layer(study.layers[study.layers["rank_mean"].notna()]), "layer"):
+        found[facet.condition, facet.value] = {
+            str(name): float(np.average(rows["rank_mean"].astype(float), weights=rows["blocks"].astype(float)))
+            for name, rows in facet.rows.groupby("name")
         }
     return found

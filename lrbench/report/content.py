@@ -3,8 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lrbench.presets import list_presets, load_preset
 from lrbench.report.figures import Picture
-from lrbench.report.learning_listings import list_accuracy, list_contrasts, list_effects, list_gradients
+from lrbench.report.learning_listings import (
+    list_accuracy,
+    list_compared,
+    list_contrasts,
+    list_effects,
+    list_gradients,
+)
 from lrbench.report.listings import (
     Listing,
     list_bytes,
@@ -24,7 +31,7 @@ from lrbench.store import SCHEMA, Contents, Record, is_finished
 __all__ = ["Chapter", "Report", "Section", "compose"]
 
 _SECTIONS = (
-    ("Comparisons", ("contrasts",), (list_contrasts,)),
+    ("Comparisons", ("contrasts",), (list_contrasts, list_compared)),
     ("Effects", ("effects",), (list_effects,)),
     ("Accuracy", ("differences", "accuracy"), (list_accuracy,)),
     ("Tolerance", ("error",), ()),
@@ -112,7 +119,7 @@ def _chapter(study: Study, pictures: Mapping[str, Picture], suffix: str) -> Chap
         by_topic.setdefault(headline.topic, []).append(headline)
     sections = []
     for title, names, listings in _SECTIONS:
-        own = tuple(verdict for verdict in verdicts if verdict.topic == title)
+        own = tuple(verdict for verdict in verdicts if verdict.topic == title and verdict.text)
         shown = tuple(pictures[name] for name in names if pictures[name].reason != "")
         tables = tuple(listing for listing in (make(study) for make in listings) if listing.rows)
         if own or shown or tables:
@@ -138,6 +145,9 @@ def _subtitle(records: Sequence[Record]) -> str:
 
 def _notices(studies: Sequence[Study], records: Sequence[Record], contents: Contents) -> list[str]:
     notices = []
+    presets = dict.fromkeys((record.get("environment") or {}).get("preset") for record in records)
+    for preset in (load_preset(name) for name in presets if name in list_presets()):
+        notices.append(f"{preset.title}. {' '.join(preset.question.split())}")
     if "photos" in _values(records, "dataset"):
         notices.append(PHOTOS)
     sources = {str((record.get("data") or {}).get("source")) for record in records}

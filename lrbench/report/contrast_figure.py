@@ -1,5 +1,7 @@
 """The comparisons that an experiment was run for: differences, their intervals, and every seed's own."""
 
+from textwrap import fill
+
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -20,7 +22,7 @@ def draw_contrasts(study: Study) -> Drawing:
     if not made:
         raise NothingToDraw("none of the comparisons could be made; the table says why" if written else "")
     colour = looks(["svd"])["svd"].colour
-    fig, (ax,) = panels([""], 1, 0.42 * len(made) + 0.5)
+    fig, (ax,) = panels([""], 1, 0.5 * len(made) + 0.5)
     ax.axvspan(-MARGIN, MARGIN, color=MUTED, alpha=0.14, linewidth=0)
     ax.axvline(0, color=INK, linestyle="--", linewidth=1)
     for y, contrast in enumerate(made):
@@ -33,7 +35,9 @@ def draw_contrasts(study: Study) -> Drawing:
         ax.plot(contrast.mean, y, "o", color=colour, mec=PAPER, mew=0.6, ms=7, zorder=4)
         seeds = list(contrast.differences.values())
         ax.plot(seeds, [y - 0.26] * len(seeds), "o", color=INK, ms=2.4, mew=0, zorder=5)
-    names = [f"{plain_text(c.name, 60)}\n{plain_text(c.cell, 40)} − {plain_text(c.against, 40)}" for c in made]
+    names = [
+        f"{fill(plain_text(c.name, 100), 46)}\n{plain_text(c.cell, 40)} − {plain_text(c.against, 40)}" for c in made
+    ]
     ax.set_yticks(range(len(made)), names, fontsize=6.8)
     ax.set_ylim(len(made) - 0.5, -0.6)
     ax.grid(False, axis="y")

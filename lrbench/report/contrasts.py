@@ -4,18 +4,19 @@ An interval over seeds says what other seeds would give on these test images; on
 other seeds and other images of the same kind would.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from lrbench.presets import PlannedComparison, list_presets, load_preset
+from lrbench.presets import PlannedComparison, Preset, list_presets, load_preset
 from lrbench.report.summaries import MARGIN, paired_interval
 from lrbench.report.tables import Study
-from lrbench.report.wording import plural
+from lrbench.report.wording import join, plural
 from lrbench.store import Record
 
 __all__ = ["Contrast", "compare_cells", "holm", "judge_contrast", "two_way_interval"]
@@ -44,7 +45,13 @@ class Contrast:
         The 90 % interval over seeds and test images, by a two-way bootstrap of the stored predictions; None where they,
         or the labels, are not in the records.
     p : float or None
-        Of the paired t test, adjusted for all comparisons of the preset that could be made (Holm 1979).
+        Of the paired t test, adjusted for all comparisons of the preset (Holm 1979), those that wait for runs included.
+    among : int
+        How many these are.
+    missing : tuple of int
+        Seeds that the preset plans, and that have no difference.
+    odd : str
+        Which runs did not learn, so that the rest are not all that there is to say; empty if all did.
     gap : str
         Why there is no difference; empty where there is one.
     """
@@ -59,6 +66,9 @@ class Contrast:
     high: float | None
     images: tuple[float, float] | None
     p: float | None
+    among: int
+    missing: tuple[int, ...]
+    odd: str
     gap: str
 
 
@@ -70,36 +80,49 @@ def compare_cells(study: Study) -> list[Contrast]:
     for name in named:
         if name not in list_presets():
             continue
-        found = [_contrast(study, name, comparison) for comparison in load_preset(name).comparisons]
+        preset = load_preset(name)
+        found = [_contrast(study, preset, comparison) for comparison in preset.comparisons]
         adjusted = holm([_p_value(list(contrast.differences.values())) for contrast in found])
         contrasts += [replace(contrast, p=p) for contrast, p in zip(found, adjusted, strict=True)]
     return contrasts
 
 
 def judge_contrast(contrast: Contrast) -> str:
-    """Say what a comparison shows, in a few words, by its interval over seeds."""
+    """Say what a comparison shows, in a few words: by its interval over seeds, and worse or better by p, too.
+
+    What did not learn comes first: the differences of those that did would flatter.
+    """
+    if contrast.odd:
+        return contrast.odd
     if contrast.mean is None:
         return contrast.gap
     if contrast.low is None or contrast.high is None:
         return "one seed gives no interval"
     if -MARGIN <= contrast.low and contrast.high <= MARGIN:
         return f"no difference of {MARGIN:g} point or more"
-    if contrast.high < 0:
-        return "worse"
-    if contrast.low > 0:
-        return "better"
-    return f"cannot be told from these {plural(len(contrast.differences), 'seed')}"
+    seeds = plural(len(contrast.differences), "seed")
+    if contrast.low <= 0 <= contrast.high:
+        return f"cannot be told from these {seeds}"
+    outcome = "worse" if contrast.high < 0 else "better"
+    if contrast.p is not None and contrast.p > 1 - LEVEL:
+        return f"{outcome} by itself, not as one of {contrast.among} comparisons"
+    return outcome
 
 
 def two_way_interval(
     right: NDArray[Any], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of a mean over seeds and images, both drawn again (Owen 2007, the pigeonhole bootstrap).
+    """Interval of a mean over seeds and images, both drawn again (Owen 2007, the pigeonhole bootstrap).
+
+    So few seeds are no sample to read quantiles off. One seed less than there are is drawn each time, with which the
+    variance of their mean comes out right (Rao and Wu 1988). What the variance is beyond that of the seeds alone comes
+    of the images, of which there are many: Student's reach for the one and the normal law's for the other are added in
+    squares, so that the interval holds that over seeds.
 
     Parameters
     ----------
     right : ndarray
-        (seeds, images), the difference of two runs on each image: -1, 0 or 1.
+        (seeds, images), the difference of two runs on each image: -1, 0 or 1; at least two seeds.
     level : float
         Coverage, in (0, 1).
     resamples, seed : int
@@ -114,36 +137,47 @@ def two_way_interval(
     seeds, images = right.shape
     # Images with the same column count alike: how often each column is drawn is all that matters.
     columns, counts = np.unique(right, axis=1, return_counts=True)
-    by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+    by_seed = draw.multinomial(seeds - 1, np.full(seeds, 1 / seeds), resamples)
     by_column = draw.multinomial(images, counts / images, resamples)
     means = np.einsum("rs,sc,rc->r", by_seed, columns.astype(float), by_column, optimize=True)
-    low, high = np.quantile(100 * means / right.size, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    both = float(np.var(100 * means / ((seeds - 1) * images)))
+    alone = float(np.var(100 * right.mean(1), ddof=1)) / seeds
+    tail = (1 + level) / 2
+    student, normal = float(stats.t.ppf(tail, seeds - 1)), float(stats.norm.ppf(tail))
+    middle, reach = 100 * float(right.mean()), (student**2 * alone + normal**2 * max(0.0, both - alone)) ** 0.5
+    return middle - reach, middle + reach
 
 
-def holm(p_values: list[float | None]) -> list[float | None]:
-    """Adjust p-values for their number, step by step (Holm 1979); None stays None and does not count."""
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p-values for their number, step by step (Holm 1979); None, one that is to come, stays None and counts."""
     order = sorted((p, k) for k, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
     for step, (p, k) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - step) * p))
+        highest = max(highest, min(1.0, (len(p_values) - step) * p))
         adjusted[k] = highest
     return adjusted
 
 
-def _contrast(study: Study, preset: str, comparison: PlannedComparison) -> Contrast:
-    found = [_runs_of(study, dict(cell)) for cell in (comparison.cell, comparison.against)]
-    cells = [runs for runs, _ in found]
-    seeds = sorted(set(cells[0]) & set(cells[1]))
-    differences = {s: 100 * (_accuracy(cells[0][s]) - _accuracy(cells[1][s])) for s in seeds}
+class _Side(NamedTuple):
+    """The runs of a cell that have an accuracy, by seed; which did not learn; and why there are none, where that is."""
+
+    runs: dict[int, Record]
+    odd: str
+    gap: str
+
+
+def _contrast(study: Study, preset: Preset, comparison: PlannedComparison) -> Contrast:
+    cell, against = (_side(study, dict(each)) for each in (comparison.cell, comparison.against))
+    seeds = sorted(set(cell.runs) & set(against.runs))
+    differences = {s: 100 * (_accuracy(cell.runs[s]) - _accuracy(against.runs[s])) for s in seeds}
     low, high = paired_interval(list(differences.values()), LEVEL)
-    right = [_right(cells[0][s], cells[1][s]) for s in seeds]
+    right = [_right(cell.runs[s], against.runs[s]) for s in seeds]
     complete = [row for row in right if row is not None]
     alike = len(complete) == len(right) > 1 and len({len(row) for row in complete}) == 1
     return Contrast(
         name=comparison.name,
-        preset=preset,
+        preset=preset.name,
         cell=_words(dict(comparison.cell)),
         against=_words(dict(comparison.against)),
         differences=differences,
@@ -152,28 +186,33 @@ def _contrast(study: Study, preset: str, comparison: PlannedComparison) -> Contr
         high=high,
         images=two_way_interval(np.stack(complete)) if alike else None,
         p=None,
-        gap="" if seeds else next((gap for _, gap in found if gap), "not compared: no seed has both runs"),
+        among=len(preset.comparisons),
+        missing=tuple(seed for seed in preset.options.get("seeds", ()) if seed not in differences),
+        odd=join([each.odd for each in (cell, against) if each.odd]),
+        gap="" if seeds else cell.gap or against.gap or "not compared: no seed has both runs",
     )
 
 
-def _runs_of(study: Study, cell: dict[str, Any]) -> tuple[dict[int, Record], str]:
-    """The finished runs of a cell that have an accuracy, by seed; none, and why, where several cells fit the words."""
-    runs = study.runs[[*_CELL, "id", "seed", "plain", "label", "status", "accuracy_as_trained"]]
+def _side(study: Study, cell: dict[str, Any]) -> _Side:
+    runs = study.runs[[*_CELL, "id", "seed", "plain", "label", "status", "outcome", "accuracy_as_trained"]]
     for key in _CELL:
         if key in cell:
             runs = runs[(runs[key] == cell[key]).fillna(False).astype(bool)]
         elif key == "compressor":
             runs = runs[runs["plain"]]
     if runs.empty:
-        return {}, "not run"
+        return _Side({}, "", "not run")
+    odd = runs[runs["outcome"].isin(["diverged", "chance"])]
+    seeds = ", ".join(str(seed) for seed in sorted(odd["seed"]))
+    said = "" if odd.empty else f"{_words(cell)} did not learn on seed{'s' if len(odd) > 1 else ''} {seeds}"
     runs = runs[(runs["status"] == "finished") & runs["accuracy_as_trained"].notna()]
     if runs.empty:
-        return {}, f"not compared: {_words(cell)} gave no accuracy"
+        return _Side({}, said, f"not compared: {_words(cell)} gave no accuracy")
     labels = list(dict.fromkeys(runs["label"]))
     if len(labels) > 1:
-        return {}, f"not compared: {_words(cell)} has runs of {' and of '.join(labels)}"
+        return _Side({}, "", f"not compared: {_words(cell)} has runs of {' and of '.join(labels)}")
     records = {record["id"]: record for record in study.records}
-    return {int(seed): records[name] for seed, name in zip(runs["seed"], runs["id"], strict=True)}, ""
+    return _Side({int(s): records[name] for s, name in zip(runs["seed"], runs["id"], strict=True)}, said, "")
 
 
 def _words(cell: dict[str, Any]) -> str:

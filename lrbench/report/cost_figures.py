@@ -120,7 +120,9 @@ def draw_differences(study: Study) -> Drawing:
             ax.plot(comparison.mean, y, look.marker, color=look.colour, mec=PAPER, mew=0.6, ms=7, zorder=4)
             seeds += [(difference, y) for difference in comparison.differences.values()]
         if bars:
-            ax.hlines(*zip(*bars, strict=True), linewidth=2.4, alpha=0.6, zorder=2)
+            heights, lows, highs, colours = zip(*bars, strict=True)
+            # As a list: two colours in a tuple would be taken for one.
+            ax.hlines(heights, lows, highs, colors=list(colours), linewidth=2.4, alpha=0.6, zorder=2)
         ax.plot(*zip(*seeds, strict=True), "o", color=INK, ms=2.2, mew=0, zorder=5)
         ax.set_yticks(range(len(facet.rows)), [legend_name(comparison.cell.name) for comparison in facet.rows])
         ax.set_ylim(rows - 0.5, -0.6)

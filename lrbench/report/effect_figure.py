@@ -32,8 +32,8 @@ def draw_effects(study: Study) -> Drawing:
     legend(fig, [interval, unclear])
     return fig, (
         "What compressing a layer does to the accuracy, mean over the masks, and what two layers do together beyond "
-        "the sum, by least squares with a block for each seed. Intervals are Student's t from the residual, adjusted "
-        "for the number of effects of a kind (Holm)."
+        "the sum, by least squares with a block for each seed. Intervals are Student's t from the residual, and hold "
+        "for all effects of a kind at once (Bonferroni)."
     )
 
 

@@ -1,8 +1,9 @@
 """What each layer's compression does to accuracy over many masks: main effects and pairs, by least squares.
 
 Masks are a two-level design, one factor a layer. With both levels coded −1 and 1, a main effect is the mean accuracy of
-the masks with the layer minus that of the others; a pair's, half of what the one layer's effect differs by with the
-other's. Half of all masks, those with an even number of ones, tell main effects and pairs apart from each other.
+the masks with the layer minus that of the others; a pair's, what compressing both does beyond the sum of what each does
+alone, y11 − y10 − y01 + y00, twice what is usually called an interaction. Half of all masks, those with an even number
+of ones, tell main effects and pairs apart from each other.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lrbench.report.contrasts import holm
 from lrbench.report.entries import Cell
 from lrbench.report.summaries import cell_of
 from lrbench.report.tables import Study, finished
@@ -24,12 +26,17 @@ LEVEL = 0.9
 
 @dataclass(frozen=True)
 class Effect:
-    """One main effect, or one pair's, in points of accuracy; the interval holds for all of its kind at once (Holm)."""
+    """One main effect, or one pair's, in points of accuracy.
+
+    The interval holds for all of its kind at once, which those of Holm's steps would not (Bonferroni); p is adjusted
+    for all of its kind (Holm 1979).
+    """
 
     layers: tuple[str, ...]
     points: float
     low: float
     high: float
+    p: float
 
     @property
     def name(self) -> str:
@@ -94,7 +101,10 @@ def _estimate(study: Study, rows: pd.DataFrame, plain: pd.DataFrame) -> Effects 
     count = len(names)
     main = _with_intervals([(name,) for name in names], effects[:count], errors[:count], freedom)
     both = _with_intervals(
-        [(names[a], names[b]) for a, b in pairs], effects[count : -len(seeds)], errors[count : -len(seeds)], freedom
+        [(names[a], names[b]) for a, b in pairs],
+        2 * effects[count : -len(seeds)],
+        2 * errors[count : -len(seeds)],
+        freedom,
     )
     return Effects(cell_of(rows.iloc[0]), used["mask"].nunique(), len(seeds), freedom, noise, main, both)
 
@@ -103,13 +113,13 @@ def _with_intervals(
     names: list[tuple[str, ...]], effects: "np.ndarray[tuple[int], np.dtype[np.float64]]",
     errors: "np.ndarray[tuple[int], np.dtype[np.float64]]", freedom: int,
 ) -> tuple[Effect, ...]:  # fmt: skip
-    """Intervals that widen with the rank of an effect among its kind: the clearest one's is Bonferroni's."""
-    order = np.argsort(-np.abs(effects) / np.where(errors > 0, errors, 1))
-    half = np.empty(len(names))
-    for step, k in enumerate(order):
-        tail = (1 - LEVEL) / 2 / (len(names) - step)
-        half[k] = stats.t.isf(tail, freedom) * errors[k]
-    return tuple(Effect(n, float(e), float(e - h), float(e + h)) for n, e, h in zip(names, effects, half, strict=True))
+    half = stats.t.isf((1 - LEVEL) / 2 / max(1, len(names)), freedom) * errors
+    scores = np.divide(np.abs(effects), errors, out=np.full(len(names), np.inf), where=errors > 0)
+    adjusted = holm((2 * stats.t.sf(np.where(effects == 0, 0, scores), freedom)).tolist())
+    return tuple(
+        Effect(n, float(e), float(e - h), float(e + h), float(p or 0))
+        for n, e, h, p in zip(names, effects, half, adjusted, strict=True)
+    )
 
 
 def _layer_names(study: Study, bits: int) -> list[str]:

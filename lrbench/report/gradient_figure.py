@@ -17,6 +17,9 @@ __all__ = ["draw_chain"]
 NAMED = 60
 """Cells up to which each has its mask beside it."""
 
+LEVEL_WITH = 0.05
+"""Points nearer in height than this share of the range have their names on the two sides in turn."""
+
 
 def draw_chain(study: Study) -> Drawing:
     """Draw the error of a layer's blocks against that of its weight's gradient, and that against accuracy."""
@@ -59,7 +62,7 @@ def draw_chain(study: Study) -> Drawing:
 
 def _costs(ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Comparison], style: Mapping[str, Look]) -> bool:
     """Draw accuracies over the errors of gradients; tell whether any has an interval."""
-    ax.axhline(0, color=INK, linestyle="--", linewidth=1)
+    ax.axhline(0, color=MUTED, linewidth=0.8)
     ax.set(xscale="log", xlabel="largest relative error of a weight's gradient")
     ax.set_ylabel("difference in accuracy (points)")
     ax.margins(x=0.25, y=0.12)
@@ -74,12 +77,24 @@ def _costs(ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Compariso
             ax.vlines(*zip(*bars, strict=True), color=look.colour, linewidth=1.6, alpha=0.5)
         spots = zip(*((x, comparison.mean) for x, comparison in mine), strict=True)
         ax.plot(*spots, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
-    # Names go to the two sides in turn, from below upwards: neighbours would lie on each other.
-    upwards = sorted(drawn, key=lambda pair: (pair[1].mean, pair[0])) if len(cells) <= NAMED else []
-    for place, (x, comparison) in enumerate(upwards):
-        side = -1 if place % 2 else 1
-        ax.annotate(
-            comparison.cell.mask, (x, comparison.mean), (6 * side, 0), textcoords="offset points", fontsize=6,
-            ha="left" if side > 0 else "right", va="center", color=MUTED,
-        )  # fmt: skip
+    if len(cells) <= NAMED:
+        _name_masks(ax, [(x, float(comparison.mean or 0), comparison.cell.mask) for x, comparison in drawn])
     return any(comparison.low is not None for _, comparison in drawn)
+
+
+def _name_masks(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write masks beside points, on the side away from the nearest neighbour."""
+    spots = np.array([(np.log(x), y) for x, y, _ in points]).reshape(-1, 2)
+    spots = spots / np.where(np.ptp(spots, axis=0) > 0, np.ptp(spots, axis=0), 1) if len(spots) else spots
+    order = spots[:, 0].argsort().argsort()
+    for place, (x, y, mask) in enumerate(points):
+        away = spots[place] - spots
+        distances = np.hypot(*away.T)
+        distances[place] = np.inf
+        across, up = away[distances.argmin()] if len(points) > 1 else (1.0, 1.0)
+        if abs(up) < LEVEL_WITH:
+            up = 1.0 if order[place] % 2 else -1.0
+        ax.annotate(
+            mask, (x, y), (6 if across >= 0 else -6, 6 if up >= 0 else -6), textcoords="offset points", fontsize=6,
+            ha="left" if across >= 0 else "right", va="bottom" if up >= 0 else "top", color=MUTED,
+        )  # fmt: skip

@@ -1,15 +1,17 @@
 """The tables of what compression did to learning: accuracy, planned comparisons, effects of masks, gradients."""
 
+from lrbench.presets import load_preset
 from lrbench.report.contrasts import LEVEL, RESAMPLES, compare_cells, judge_contrast
 from lrbench.report.effects import estimate_effects
+from lrbench.report.entries import Cell, Size
 from lrbench.report.groups import average, part
 from lrbench.report.listings import CELL, Listing, name_cell
-from lrbench.report.summaries import compare_accuracy, plain_mask, plain_runs
+from lrbench.report.summaries import compare_accuracy, measure_sizes, plain_mask, plain_runs
 from lrbench.report.tables import Study
 from lrbench.report.verdicts import judge_accuracy
-from lrbench.report.wording import MISSING, NO_BREAK, count, general, number, percent, plural, signed
+from lrbench.report.wording import MISSING, NO_BREAK, count, general, join, number, percent, plural, signed
 
-__all__ = ["list_accuracy", "list_contrasts", "list_effects", "list_gradients"]
+__all__ = ["list_accuracy", "list_compared", "list_contrasts", "list_effects", "list_gradients"]
 
 
 def list_accuracy(study: Study) -> Listing:
@@ -74,9 +76,60 @@ def list_contrasts(study: Study) -> Listing:
         rows=tuple(rows),
         numeric=frozenset({3, 4, 5, 6}),
         prose=frozenset({0, 7, 8}),
-        note="Written down before the runs, in the preset. As trained, paired by seed. Over seeds: Student's t. Over "
-        f"seeds and images: both drawn again, {count(RESAMPLES)} times, from the stored predictions. p: of the paired "
-        "t test, adjusted for the number of comparisons. The verdict is that of the interval over seeds.",
+        note=" ".join(
+            [
+                *_when_written(study),
+                "As trained, paired by seed. Over seeds: Student's t. Over seeds and images: both drawn again, "
+                f"{count(RESAMPLES)} times, from the stored predictions. p: of the paired t test, adjusted for all the "
+                "comparisons of a preset (Holm). The verdict is that of the interval over seeds; worse or better is "
+                "said only where p says so, too.",
+            ]
+        ),
+    )
+
+
+def _when_written(study: Study) -> list[str]:
+    """When each preset wrote its comparisons down, and which of the seeds that it plans are not there."""
+    sentences, contrasts = [], compare_cells(study)
+    for name in dict.fromkeys(contrast.preset for contrast in contrasts):
+        written = load_preset(name).written
+        told = f"{written}, so what they find is exploratory" if written else "before the runs"
+        sentences.append(f"Those of preset {name} were written down {told}.")
+        waiting: dict[tuple[int, ...], list[str]] = {}
+        for contrast in contrasts:
+            if contrast.preset == name and contrast.missing:
+                waiting.setdefault(contrast.missing, []).append(contrast.name)
+        for seeds, names in waiting.items():
+            label = f"seed{'s' if len(seeds) > 1 else ''} {join([str(seed) for seed in seeds])}"
+            planned = sum(contrast.preset == name for contrast in contrasts)
+            which = "each" if len(names) == planned else join([f"“{each}”" for each in names])
+            sentences.append(f"Planned, and not there yet: {label} of {which}.")
+    return sentences
+
+
+def list_compared(study: Study) -> Listing:
+    """List what the cells are that comparisons are made of: ranks and errors by layer, means over seeds."""
+    rows: dict[Cell, list[Size]] = {}
+    for size in measure_sizes(study) if compare_cells(study) else ():
+        rows.setdefault(size.cell, []).append(size)
+    accuracies = {comparison.cell: comparison.accuracy for comparison in compare_accuracy(study)}
+    return Listing(
+        caption="What the compared cells do to each layer",
+        columns=(*CELL, "as trained", "layers", "mean rank", "mean error", "bytes / input"),
+        rows=tuple(
+            (
+                *name_cell(cell),
+                percent(accuracies.get(cell)),
+                ", ".join(size.layer for size in sizes),
+                ", ".join(number(size.rank_mean, 1) for size in sizes),
+                ", ".join(number(size.error_mean, 3) for size in sizes),
+                ", ".join(MISSING if size.cut_input is None else number(1 - size.cut_input) for size in sizes),
+            )
+            for cell, sizes in rows.items()
+        ),
+        numeric=frozenset({4}),
+        note="Means over blocks and seeds, each seed's of the network that it trained: cells that are asked for the "
+        "same ranks, or the same errors, may have others in theirs.",
     )
 
 
@@ -87,18 +140,23 @@ def list_effects(study: Study) -> Listing:
         for effect in sorted((*effects.main, *effects.pairs), key=lambda effect: effect.points):
             clear = "holds 0" if effect.low <= 0 <= effect.high else "costs" if effect.high < 0 else "gains"
             interval = f"{signed(effect.low, 2)} to {signed(effect.high, 2)}"
-            rows.append((effects.cell.label, effect.name, signed(effect.points, 2), interval, clear))
+            p = number(effect.p, 3)
+            rows.append((effects.cell.label, effect.name, signed(effect.points, 2), interval, p, clear))
         notes.append(
             f"{effects.cell.label}: {plural(effects.masks, 'mask')}, {plural(effects.seeds, 'seed')}, "
             f"{effects.freedom} degrees of freedom, residual {number(effects.noise)} points."
         )
     return Listing(
         caption="Effects of compressing each layer, and of pairs of layers beyond the sum, in points of accuracy",
-        columns=("compressor", "layer or pair", "effect", f"{100 * LEVEL:g} % interval", "verdict"),
+        columns=("compressor", "layer or pair", "effect", f"{100 * LEVEL:g} % interval", "p (Holm)", "verdict"),
         rows=tuple(rows),
-        numeric=frozenset({2, 3}),
+        numeric=frozenset({2, 3, 4}),
         note=" ".join(
-            ["Least squares, a block for each seed; intervals hold for all effects of a kind at once.", *notes]
+            [
+                "Least squares, a block for each seed; intervals hold for all effects of a kind at once (Bonferroni). "
+                "They speak for these seeds: how a layer's effect varies with the seed is part of the residual.",
+                *notes,
+            ]
         ),
     )
 

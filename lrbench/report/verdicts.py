@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lrbench.report.contrasts import Contrast, compare_cells, judge_contrast
 from lrbench.report.entries import Comparison, Held, Kept, Peak, Size, Timing
 from lrbench.report.summaries import (
     MARGIN,
@@ -40,8 +41,8 @@ class Verdict:
     Attributes
     ----------
     topic
-        ``Accuracy``, ``Tolerance``, ``Size``, ``Step time``, ``Memory held``, ``Peak memory``, ``Failed runs`` or
-        ``Not measured``.
+        ``Comparisons``, ``Accuracy``, ``Tolerance``, ``Size``, ``Step time``, ``Memory held``, ``Peak memory``,
+        ``Failed runs`` or ``Not measured``.
     tone
         ``good``, ``bad``, ``open`` (cannot be told) or ``note``.
     outcome
@@ -51,7 +52,7 @@ class Verdict:
     key
         The number that decided, with its unit.
     text
-        The judgement as a sentence, with its numbers.
+        The judgement as a sentence, with its numbers; empty where a table has it.
     """
 
     topic: str
@@ -77,6 +78,7 @@ def judge(study: Study) -> list[Verdict]:
     """Judge everything that a study measured, failed at, or left unmeasured."""
     mask = plain_mask(study)
     return [
+        *(_judge_comparison(contrast) for contrast in compare_cells(study)),
         *_judge_plain(study, mask),
         *(judge_accuracy(comparison, mask) for comparison in compare_accuracy(study)),
         *(judge_tolerance(kept) for kept in tolerances(study)),
@@ -109,6 +111,16 @@ def _keyed(verdict: Verdict) -> str:
 def _with_places(subject: str, places: Sequence[str]) -> str:
     named = [place for place in dict.fromkeys(places) if place]
     return f"{subject} ({', '.join(named)})" if named else subject
+
+
+def _judge_comparison(contrast: Contrast) -> Verdict:
+    """Judge a comparison that was written down; its table holds the sentence."""
+    outcome = judge_contrast(contrast)
+    tones = {"worse": "bad", "better": "good"}
+    tone = "bad" if contrast.odd else "good" if outcome.startswith("no difference") else tones.get(outcome, "open")
+    interim = f", {plural(len(contrast.missing), 'seed')} to come" if contrast.missing and contrast.differences else ""
+    key = "" if contrast.mean is None else f"{signed(contrast.mean)} points{interim}"
+    return Verdict("Comparisons", tone, outcome, contrast.name, "", key, "")
 
 
 def _judge_plain(study: Study, mask: str) -> list[Verdict]:

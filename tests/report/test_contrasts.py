@@ -7,7 +7,9 @@ from lrbench.presets import load_preset
 from lrbench.report import write_report
 from lrbench.report.contrast_figure import draw_contrasts
 from lrbench.report.contrasts import compare_cells, holm, judge_contrast, two_way_interval
+from lrbench.report.learning_listings import list_compared, list_contrasts
 from lrbench.report.tables import make_studies
+from lrbench.report.verdicts import judge
 from lrbench.store import run_id
 
 LABELS = "0123456789" * 50
@@ -63,7 +65,51 @@ def test_a_comparison_is_paired_by_seed_with_students_interval():
     expected = stats.t.interval(0.9, 2, np.mean(differences), stats.sem(differences))
     assert (contrast.low, contrast.high) == pytest.approx(expected)
     assert judge_contrast(contrast) == "worse"
-    assert contrast.p == pytest.approx(2 * stats.ttest_1samp(differences, 0).pvalue)  # of two that could be made
+    # Of seven, although only two could be made.
+    assert contrast.p == pytest.approx(7 * stats.ttest_1samp(differences, 0).pvalue)
+    assert contrast.missing == (3, 4)
+
+
+def test_what_is_clear_by_itself_only_is_not_called_worse():
+    steps = {("000000", None): (0.5, 0.5, 0.5), ("101010", "aca-estimate"): (0.48, 0.43, 0.455)}
+    records = [record(*cell, seed, accuracy) for cell, by in steps.items() for seed, accuracy in enumerate(by)]
+    contrast = contrasts(records)["the paper's every other layer"]
+    assert contrast.high < 0
+    assert 0.1 < contrast.p < 0.7
+    assert judge_contrast(contrast) == "worse by itself, not as one of 7 comparisons"
+
+
+def test_seeds_that_did_not_learn_are_not_dropped_in_silence():
+    records = some()
+    for made in records:
+        if made["config"]["mask"] == "101010" and made["config"]["compressor"] == "svd" and made["config"]["seed"] < 2:
+            made.update(final=None, outcome="diverged")
+    found = contrasts(records)
+    assert judge_contrast(found["every other layer, its tolerance kept"]) == "101010 svd did not learn on seeds 0, 1"
+    assert judge_contrast(found["the paper's every other layer"]) == "worse"
+    (study,) = make_studies(records)
+    told = {verdict.subject: verdict for verdict in judge(study) if verdict.topic == "Comparisons"}
+    assert told["every other layer, its tolerance kept"].tone == "bad"
+
+
+def test_the_table_says_when_comparisons_were_written_and_what_is_still_to_come():
+    (study,) = make_studies(some())
+    note = list_contrasts(study).note
+    assert "Those of preset paper were written down before the runs." in note
+    assert "Planned, and not there yet: seeds 3 and 4 of “the paper's every other layer”" in note
+    (study,) = make_studies(
+        [made | {"environment": made["environment"] | {"preset": "paper-ranks"}} for made in some()]
+    )
+    assert "after seeds 0 and 1 of the preset paper, so what they find is exploratory" in list_contrasts(study).note
+
+
+def test_the_compared_cells_are_listed_with_their_ranks_and_errors():
+    (study,) = make_studies(some())
+    rows = list_compared(study).rows
+    assert [row[:2] for row in rows] == [("101010", "svd"), ("101010", "aca-estimate")]
+    assert all(row[5].startswith("features.0") for row in rows)
+    (study,) = make_studies([make_record("000000"), make_record()])
+    assert list_compared(study).rows == ()
 
 
 def versioned(version, seed=0):
@@ -89,7 +135,7 @@ def test_a_comparison_that_is_not_made_says_what_is_missing():
 
     assert said() == "not run"
     assert said(versioned(4, seed=7)) == "not compared: no seed has both runs"
-    assert said(versioned(4) | {"final": None, "outcome": "diverged"}) == "not compared: 101010 svd gave no accuracy"
+    assert said(versioned(4) | {"final": None, "outcome": "diverged"}) == "101010 svd did not learn on seed 0"
 
 
 def test_one_seed_gives_no_interval_and_no_verdict():
@@ -112,12 +158,24 @@ def test_the_two_way_interval_has_the_spread_of_seeds_and_of_images_together():
     seeds, images = 40, 3000
     by_seed, by_image = draw.normal(0, 0.05, (seeds, 1)), draw.normal(0, 0.6, (1, images))
     low, high = two_way_interval(by_seed + by_image)
-    expected = 2 * 1.645 * 100 * np.hypot(0.05 / seeds**0.5, 0.6 / images**0.5)
+    expected = 2 * 100 * np.hypot(1.685 * 0.05 / seeds**0.5, 1.645 * 0.6 / images**0.5)
     assert high - low == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_two_way_interval_holds_what_it_says_with_few_seeds(seeds):
+    draw = np.random.default_rng(seeds)
+    inside = 0
+    for k in range(200):
+        right = draw.normal(0, 0.03, (seeds, 1)) + draw.normal(0, 0.4, (1, 300))
+        low, high = two_way_interval(right, resamples=400, seed=k)
+        inside += low <= 0 <= high
+    assert 0.84 <= inside / 200 <= 0.97
+
+
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
-    assert holm([0.04, None, 0.01, 0.03]) == pytest.approx([0.06, None, 0.03, 0.06], nan_ok=True)
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.04, None, 0.01, 0.03]) == pytest.approx([0.09, None, 0.04, 0.09], nan_ok=True)
     assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 

@@ -5,7 +5,7 @@ import pytest
 from report_records import make_record, write_folder
 
 from lrbench.report import write_report
-from lrbench.report.effects import estimate_effects
+from lrbench.report.effects import _with_intervals, estimate_effects
 from lrbench.report.tables import make_studies
 
 MASKS = ["".join(bits) for bits in product("01", repeat=6) if bits.count("1") % 2 == 0]
@@ -40,7 +40,7 @@ def test_main_effects_and_pairs_are_found_and_seeds_do_not_blur_them():
         assert effect.points == pytest.approx(cost, abs=0.1)
     assert main["features.4"].high < 0
     (pair,) = [effect for effect in effects.pairs if effect.layers == ("features.0", "features.4")]
-    assert pair.points == pytest.approx(-100 * TOGETHER / 2, abs=0.1)
+    assert pair.points == pytest.approx(-100 * TOGETHER, abs=0.2)
     assert pair.high < 0
     others = [effect for effect in effects.pairs if effect is not pair]
     assert all(effect.low <= 0 <= effect.high for effect in others)
@@ -48,11 +48,27 @@ def test_main_effects_and_pairs_are_found_and_seeds_do_not_blur_them():
     assert effects.freedom == 64 - 6 - 15 - 2
 
 
-def test_the_clearest_effect_has_the_widest_interval_of_its_kind():
+def test_intervals_of_a_kind_hold_together():
+    masks = np.array([[1.0 if bit == "1" else -1.0 for bit in mask] for mask in MASKS])
+    draw, together = np.random.default_rng(0), 0
+    true = 100 * np.array([0.5, -0.3, 0.2, 0.1, -0.2, 0.4])
+    for _ in range(300):
+        points = masks @ true / 2 + draw.normal(0, 1, len(MASKS))
+        estimates = 2 * masks.T @ points / len(MASKS)
+        residual = points - masks @ estimates / 2
+        freedom = len(MASKS) - 6
+        error = 2 * np.sqrt(residual @ residual / freedom / len(MASKS))
+        found = _with_intervals([(str(k),) for k in range(6)], estimates, np.full(6, error), freedom)
+        together += all(effect.low <= value <= effect.high for effect, value in zip(found, true, strict=True))
+    assert 0.86 <= together / 300 <= 0.95
+
+
+def test_p_is_adjusted_for_all_effects_of_a_kind():
     (effects,) = effects_of(some())
-    widths = {effect.name: effect.high - effect.low for effect in effects.main}
-    clearest = max(effects.main, key=lambda effect: abs(effect.points))
-    assert widths[clearest.name] == max(widths.values())
+    by_size = sorted(effects.main, key=lambda effect: -abs(effect.points))
+    assert [effect.p for effect in by_size] == sorted(effect.p for effect in by_size)
+    assert by_size[0].p < 1e-6
+    assert by_size[-1].p > 0.1
 
 
 def test_masks_that_cannot_tell_effects_apart_give_none():
