@@ -1,0 +1,61 @@
+"""Marks of figures mean what their legends say."""
+
+import pytest
+from matplotlib.collections import LineCollection
+from report_records import make_record
+
+from lrbench.report.block_figures import draw_cuts, draw_ranks
+from lrbench.report.cost_figures import draw_differences
+from lrbench.report.style import looks
+from lrbench.report.tables import make_studies
+
+
+def study(*records):
+    (found,) = make_studies(records)
+    return found
+
+
+def some():
+    return [
+        make_record(mask, name, seed, 0.5 - 0.02 * seed - 0.1 * (name == "aca-estimate"))
+        for mask, name in (("000000", "svd"), ("101010", "svd"), ("101010", "aca-estimate"))
+        for seed in (0, 1)
+    ]
+
+
+def test_two_intervals_have_the_two_colours_of_their_compressors():
+    fig, _ = draw_differences(study(*some()))
+    (bars,) = [made for ax in fig.axes for made in ax.collections if isinstance(made, LineCollection)]
+    assert len({tuple(colour[:3]) for colour in bars.get_colors()}) == 2
+
+
+def test_layers_that_are_mostly_stored_are_outlined():
+    records = some()
+    for record in records:
+        for layer in record["layers"]:
+            layer["share_stored"] = 0.9 if record["config"]["compressor"] == "svd" else 0.0
+    fig, _ = draw_cuts(study(*records))
+    said = [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+    assert "more than half of the blocks stored as they are" in said
+    colour = looks(["svd", "aca-estimate"])["svd"].colour
+    outlined = [line for line in fig.axes[0].lines if line.get_color() == colour and len(line.get_xdata())]
+    assert outlined
+    assert all(line.get_markerfacecolor() != colour for line in outlined)
+
+
+def test_mean_ranks_are_of_all_blocks_not_of_those_that_are_kept():
+    records = some()
+    for record in records:
+        for layer in record["layers"]:
+            layer["rank_mean"] = 7.0
+    fig, _ = draw_ranks(study(*records))
+    means = {text.get_text() for ax in fig.axes for text in ax.texts if "mean" in text.get_text()}
+    assert means == {"mean 7.0"}
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
