@@ -17,9 +17,9 @@ def in_full_precision(method: _Method) -> _Method:
     """Keep autocast, which would round what was certified, out of a method."""
 
     @wraps(method)
-    def plain(self: Any, *arguments: Any) -> Any:
+    def plain(self: Any, *arguments: Any, **named: Any) -> Any:
         with torch.autocast(self.device.type, enabled=False):
-            return method(self, *arguments)
+            return method(self, *arguments, **named)
 
     return cast(_Method, plain)
 

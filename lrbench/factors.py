@@ -24,8 +24,8 @@ def _in_full_precision(method: _Method) -> _Method:
 
     @in_full_precision
     @wraps(method)
-    def plain(self: Any, *arguments: Any) -> Any:
-        return method(self._lifted(), *arguments)
+    def plain(self: Any, *arguments: Any, **named: Any) -> Any:
+        return method(self._lifted(), *arguments, **named)
 
     return cast(_Method, plain)
 
@@ -337,7 +337,7 @@ class Factors(Compressed):
                 right = self.U.new_zeros(len(self.U), k)  # V_i G_iᵀ, of all blocks that use a column
                 for index, first, rows in self._buckets():
                     right.index_add_(0, first.flatten(), (self.V[rows] @ grad[index].mT).flatten(0, 1))
-            torch.mm(right.T, self.U, out=out[0])
+            out[0] = right.T @ self.U
         else:
             for index, first, rows in self._buckets():
                 out.index_add_(0, index % g, (self.V[rows] @ grad[index].mT).mT @ self.U[first])

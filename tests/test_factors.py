@@ -293,3 +293,20 @@ def test_a_product_with_what_requires_a_gradient_can_be_differentiated() -> None
     out.sum().backward()
     torch.testing.assert_close(weight.grad, D.sum((0, 2)).expand(4, -1))
     torch.testing.assert_close(bias.grad, torch.full((4,), float(len(D) * D.shape[2]), dtype=torch.float64))
+
+
+def test_products_take_their_arguments_by_name() -> None:
+    factors = lrbench.get_compressor("svd", eps=0.1).compress(normal(3, 6, 20))
+    weight, bias = normal(4, 6, seed=1), normal(4, seed=2)
+    product = factors.matmul(weight=weight, bias=bias, channels_last=True)
+    torch.testing.assert_close(product, factors.matmul(weight, bias))
+    assert factors.grad_weight(grad=normal(3, 4, 20)).shape == (4, 6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_products_carry_a_graph(groups: int) -> None:
+    factors = lrbench.get_compressor("svd", eps=0.1).compress(lrbench.Im2col(normal(2, 4, 6, 6), 3, groups=groups))
+    grad = normal(2 * groups, 3, 16).requires_grad_()
+    factors.grad_weight(grad).sum().backward()
+    expected = torch.stack([D.sum(0) for D in factors.dense()])[:, None].expand(-1, 3, -1)
+    torch.testing.assert_close(grad.grad, expected)

@@ -15,7 +15,7 @@ from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
 from lrbench.compressed import Compressed
 from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import largest_rank, truncated_svd
-from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
+from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis, ranges
 from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
 
@@ -281,7 +281,7 @@ class Compressor:
             origin[failed] = int(Origin.ESCALATED)
             fits[failed] = _fits(better.factors, work)
             kept[failed] = better.kept
-        origin[~(fits & kept)] = int(Origin.STORED)
+        origin[~_worth(factors, work, fits & kept)] = int(Origin.STORED)
         return factors, origin
 
     def _assemble(self, blocks: Blocks, low_rank: LowRank, origin: Tensor) -> Factors:
@@ -324,6 +324,26 @@ def _fits(factors: LowRank, blocks: Blocks) -> Tensor:
     if factors.starts is None:
         return factors.ranks <= largest_rank(m, n, blocks.dtype.itemsize / factors.V.itemsize)
     return (factors.ranks * n + len(factors.U) * m / N) * factors.V.itemsize <= m * n * blocks.dtype.itemsize
+
+
+def _worth(factors: LowRank, blocks: Blocks, kept: Tensor) -> Tensor:
+    """Which of the blocks that are to be kept, (N,) bool, take no more memory than they have, once those alone are."""
+    if factors.starts is None:
+        return kept
+    _, m, n = blocks.shape
+    while True:
+        # What is shared is paid for by those that are left to share it.
+        index = kept.nonzero()[:, 0]
+        ranks = factors.ranks[index]
+        rows = ranges(factors.starts[index], ranks)
+        shares = 1 / torch.bincount(rows, minlength=len(factors.U)).clamp(min=1).double()
+        owner = torch.arange(len(index), device=rows.device).repeat_interleave(ranks)
+        paid = shares.new_zeros(len(index)).index_add_(0, owner, shares[rows]) * m + ranks * n
+        dear = paid * factors.V.itemsize > m * n * blocks.dtype.itemsize * (1 + 1e-12)
+        if not bool(dear.any()):
+            return kept
+        kept = kept.clone()
+        kept[index[dear]] = False
 
 
 def _finite(factors: LowRank) -> Tensor:

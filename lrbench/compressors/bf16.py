@@ -27,7 +27,8 @@ class HalfPrecision(InputCompressor):
     Parameters
     ----------
     eps : float
-        Accepted for the sake of the common interface, and ignored: the relative error of each number is at most 2⁻⁸.
+        Accepted for the sake of the common interface, and ignored: the relative error of each number is at most 2⁻⁸,
+        if it is not subnormal.
     """
 
     uses_eps = False

@@ -84,7 +84,7 @@ class CosineTransform(InputCompressor):
     eps : float
         Accepted for the sake of the common interface, and ignored.
     quality : int
-        From 1 (small) to 100 (exact).
+        From 1 (small) to 100 (the finest steps that a byte allows).
     """
 
     uses_eps = False

@@ -29,7 +29,7 @@ def signs(blocks: Blocks, seed: int, n: int) -> Tensor:
 
 
 def sketching_matrices(blocks: Blocks, seed: int, columns: int) -> Tensor:
-    """Transposed Gaussian test matrices of the blocks' own, (N, columns, n) float64; more columns begin with these."""
+    """Transposed Gaussian test matrices of the blocks' own, (N, columns, n) float64."""
     n = blocks.shape[2]
     words = signs(blocks, seed, n)
     bits = words[:, :, None] >> torch.arange(64, device=words.device)

@@ -33,7 +33,8 @@ def uniform(keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """Numbers in [0, 1), multiples of 2⁻²⁴, by key: (N,) int64 -> (N, count).
 
     Number t of key k is the upper half of a_k h_t + b_k modulo 2**64, of which any two are independent (M.
-    Dietzfelbinger, 1996); a_k and b_k are hashes of the key, h_t of the place.
+    Dietzfelbinger, 1996) unless their places have one h_t, as a pair in 2³² has; a_k and b_k are hashes of the key, h_t
+    of the place.
     """
     places = _shifted(mixed(torch.arange(1, count + 1, device=keys.device) * GOLDEN), 32)
     words = mixed(keys)[:, None] * places

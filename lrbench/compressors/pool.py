@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class _Means(Code):
 
 @register("pool")
 class PatchMeans(InputCompressor):
-    """Replace each patch of x by its mean, channel by channel.
+    """Replace each patch of x by the mean of what windows reach of it, channel by channel.
 
     The activations' half of gradient filtering (Y. Yang, G. Li and R. Marculescu, 2023), which keeps the patches' means
     for the backward pass; the output's gradient stays as it is here.
@@ -39,6 +40,7 @@ class PatchMeans(InputCompressor):
     """
 
     uses_eps = False
+    version = 2
 
     def __init__(self, eps: float = 0.1, patch: int = 2) -> None:
         super().__init__(eps)
@@ -51,4 +53,9 @@ class PatchMeans(InputCompressor):
         _, C, H, W = images.shape
         patch = (min(self.patch, H), min(self.patch, W))
         means = F.avg_pool2d(images, patch, ceil_mode=True, count_include_pad=False)
+        reached = (weights > 0).to(images.dtype)[None, None]
+        if not bool(reached.all()):
+            # Where no window reaches there are zeros, which are no part of the mean.
+            share = F.avg_pool2d(reached, patch, ceil_mode=True, count_include_pad=False)
+            means = means / torch.where(share > 0, share, 1)
         return _Means((C, H, W), images.dtype, patch, means)

@@ -40,6 +40,7 @@ class RandomProjection(Compressor):
 
     uses_eps = False
     forms_blocks = False
+    version = 2
     stateful = True
     randomized = True
 
@@ -76,6 +77,11 @@ class RandomProjection(Compressor):
         U = scale_by_power_of_two(torch.cat(parts), exponent)
         origin = torch.full((len(blocks),), int(Origin.OWN), dtype=torch.uint8, device=blocks.device)
         kept: Factors | None = None
+        # Sums of finite numbers may be beyond what the dtype holds.
+        beyond = ~U.isfinite().flatten(1).all(1)
+        if bool(beyond.any()):
+            U = torch.where(beyond[:, None, None], U.new_zeros(()), U)
+            bad = beyond if bad is None else bad | beyond
         if bad is not None:
             origin[bad] = int(Origin.STORED)
             kept = self._assemble(blocks, self._empty(blocks), origin)

@@ -29,6 +29,7 @@ class BatchBasis(Compressor):
     guarantee = "block"
     forms_blocks = False
     pooled = True
+    version = 2
 
     def factorize(self, blocks: Blocks) -> SharedBasis:
         """Find a basis for these blocks, and project them on it."""

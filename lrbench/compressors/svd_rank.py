@@ -11,11 +11,12 @@ from lrbench.factors import Basis
 
 @register("svd-rank")
 class FixedRankSVD(Compressor):
-    """The truncated SVD of rank ``rank``, whatever it loses: the least error that so many bytes allow.
+    """The truncated SVD of rank ``rank``, whatever it loses: the least error that so many terms allow.
 
     No rank-r approximation is nearer in the Frobenius norm (C. Eckart and G. Young, 1936). On a CPU the singular
     vectors are iterated on until the squared error is proven to exceed the least by no more than a millionth of it, or
-    by 1e-16 of the block's energy.
+    by 1e-16 of the block's energy, before U and V are rounded to their dtype. Nothing is stored as it is, even where
+    factors are larger than the block; a zero block has rank 0.
 
     Parameters
     ----------
@@ -37,7 +38,12 @@ class FixedRankSVD(Compressor):
             raise ValueError(f"rank is {rank!r}: use a whole number of at least 1")
         self.rank = rank
 
+    def __repr__(self) -> str:
+        half = "" if self.factors is None else f", factors={self.factors!r}"
+        return f"{type(self).__name__}(rank={self.rank}{half})"
+
     def factorize(self, blocks: Blocks) -> Basis:
         """Take the leading singular vectors."""
         N, m, n = blocks.shape
-        return leading_vectors(blocks, torch.full((N,), min(self.rank, m, n), device=blocks.device))
+        ranks = torch.full((N,), min(self.rank, m, n), device=blocks.device)
+        return leading_vectors(blocks, ranks * (blocks.squared_norm() > 0))

@@ -27,7 +27,7 @@ class SameRankSVD(Compressor):
     """The truncated SVD with the rank that ``aca-estimate`` takes on the same block: as many bytes, the least error.
 
     On a CPU the singular vectors are iterated on until the squared error is proven to exceed the least by no more than
-    a millionth of it, or by 1e-16 of the block's energy.
+    a millionth of it, or by 1e-16 of the block's energy, before U and V are rounded to their dtype.
 
     Parameters
     ----------

@@ -48,7 +48,11 @@ class KernelBlocks(NamedTuple):
         if isinstance(blocks, Im2col) and not cls.form(blocks):
             g = blocks.geometry
             natural = g.padding_mode == "zeros" and min(g.padding) >= 0
-            images = (blocks.images if natural else g.pad(blocks.images)).contiguous().numpy()
+            source = blocks.images
+            if g.dilation != (1, 1) and not bool((reached := blocks.multiplicity() > 0).all()):
+                # A Gram matrix is made of whole lines: what no window reaches would cancel, or be NaN.
+                source = torch.where(reached, source, source.new_zeros(()))
+            images = (source if natural else g.pad(source)).contiguous().numpy()
             left, _, top, _ = g.padding if natural else (0, 0, 0, 0)
             layout = Layout.of(images.shape[1:], g.kernel_size, g.dilation, (top, left), blocks.output_size)
         else:

@@ -131,6 +131,12 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
             if j == n:
                 break
             rest = min(np.sqrt(max(0.0, frobenius - known - 2 * b * b)), trace)
+            if given:
+                # Nothing else delays the end here: what the differences lose to rounding counts, too, and the rest is
+                # positive semidefinite, so that its trace bounds it as well.
+                unseen = n * np.finfo(np.float64).eps
+                rest = np.sqrt(max(0.0, frobenius - known - 2 * b * b) + unseen * frobenius)
+                rest = min(rest, max(0.0, trace - captured) + unseen * trace)
             t = theta[r - 1] - rest if r > 0 else 0.0
             if trace - total <= allowed and t > 0:
                 for i in range(j):

@@ -269,3 +269,25 @@ def test_a_convolution_trains_on_half_factors(half: str, path: str, dtype: torch
         torch.testing.assert_close(out.flatten(2), expected, rtol=1e-4, atol=1e-4)
         weight_grad = (grad @ backward.mT).sum(0).view_as(conv.weight)
         torch.testing.assert_close(conv.weight.grad, weight_grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [1e30, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", [*METHODS, "svd", "aca", "rsvd", "svd-rank", "svd-same-rank", "svd-same-error"])
+def test_pixels_that_no_window_reaches_change_nothing(name: str, value: float) -> None:
+    x = photo_crops(3, 40)[:, :, :3].contiguous()
+    results = []
+    for between in (0.5, value):
+        x[:, :, 1, 5] = between  # lines 0 and 2 are all that a kernel of two lines with dilation 2 sees
+        blocks = lrbench.Im2col(x, (2, 3), dilation=(2, 1))
+        results.append(lrbench.get_compressor(name, eps=0.1).compress(blocks))
+    assert torch.equal(results[0].ranks, results[1].ranks)
+    assert torch.equal(results[0].origin, results[1].origin)
+    torch.testing.assert_close(results[1].dense(), results[0].dense())
+
+
+def test_a_zero_block_has_rank_0_whatever_rank_is_given() -> None:
+    blocks = smooth_blocks()
+    blocks[1] = 0
+    factors = lrbench.get_compressor("svd-rank", rank=5).compress(blocks)
+    assert factors.ranks.tolist() == [5, 0, 5, 5, 5, 5]
+    assert repr(lrbench.get_compressor("svd-rank", rank=5)) == "FixedRankSVD(rank=5)"

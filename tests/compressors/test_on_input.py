@@ -173,3 +173,11 @@ def test_an_option_out_of_range_is_refused(option: tuple[str, str, int]) -> None
     name, what, value = option
     with pytest.raises(ValueError, match=f"{what} is {value}: use a whole number"):
         lrbench.get_compressor(name, **{what: value})
+
+
+def test_a_mean_is_of_what_windows_reach() -> None:
+    blocks = Im2col(photos(2, 9) + 1, 1, stride=2)
+    result = encoded("pool", blocks, 0.1)
+    assert (lrbench.relative_error(blocks, result) <= 1e-6).all()  # of each patch one pixel is reached
+    ones = encoded("pool", Im2col(torch.ones(1, 2, 7, 7), (1, 2), stride=(2, 3)), 0.1)
+    torch.testing.assert_close(ones.dense(), torch.ones_like(ones.dense()))

@@ -188,3 +188,17 @@ def test_a_projection_that_may_be_computed_otherwise_is_not_trusted(
         finally:
             torch.set_float32_matmul_precision("highest")
     assert formed
+
+
+@pytest.mark.parametrize("name", ["shared", "warm"])
+def test_those_that_are_left_to_share_a_basis_pay_for_it(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(27, 27, generator=generator, dtype=torch.float64))[0]
+    blocks = torch.stack([Q[:, :22] @ torch.randn(22, 64, generator=generator, dtype=torch.float64) for _ in range(21)])
+    noise = torch.randn(20, 5, 64, generator=generator, dtype=torch.float64)
+    blocks[1:] += 0.15 * Q[:, 22:] @ noise  # too much for the basis: only the first block fits on it
+    factors = lrbench.get_compressor(name, eps=0.015).compress(blocks)
+    own = (factors.origin != int(Origin.STORED)).nonzero()[:, 0]
+    numbers = factors.U.numel() + factors.V.numel()
+    assert numbers <= len(own) * 27 * 64
+    assert (relative_errors(blocks, factors) <= 0.015 * (1 + SLACK)).all()

@@ -70,3 +70,11 @@ def test_calls_are_joined_each_with_its_matrix() -> None:
 def test_k_must_be_positive() -> None:
     with pytest.raises(ValueError, match="k is 0: use a whole number of at least 1"):
         lrbench.get_compressor("rproj", k=0)
+
+
+def test_sums_beyond_the_dtype_are_stored_as_they_are() -> None:
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[1] *= 3e38
+    compressed = lrbench.get_compressor("rproj").compress(Im2col(x, 3, padding=1))
+    assert compressed.origin.tolist() == [int(lrbench.Origin.OWN), int(lrbench.Origin.STORED), int(lrbench.Origin.OWN)]
+    assert torch.equal(compressed.dense()[1], Im2col(x, 3, padding=1).dense()[1])

@@ -126,3 +126,19 @@ def test_a_start_that_misses_a_direction_does_not_hide_it(seed: int) -> None:
         work = G.copy()
         rank = leading_eigenvectors(work, eps, ANY, lanczos_scratch(11))
         assert rank == least_rank(values, eps)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_energy_that_the_start_does_not_see_is_not_taken_for_rounding(seed: int) -> None:
+    """What is left is a difference of squares, of which 1e-8 of the norm is lost to rounding."""
+    start = 1.0 + (np.arange(27) * 2654435761 % 1024) / 4096.0
+    seen = np.random.default_rng(seed).standard_normal((27, 5))
+    seen[:, 4] -= start * (start @ seen[:, 4]) / (start @ start)  # the fifth is not in the start's Krylov space
+    Q = seen[:, 4:] / np.linalg.norm(seen[:, 4])
+    rest = np.linalg.qr(np.concatenate([Q, seen[:, :4]], 1))[0][:, 1:]
+    vectors, values = np.concatenate([rest, Q], 1), np.array([1.0, 5e-9, 2e-9, 1e-9, 9e-9])
+    G = (vectors * values) @ vectors.T
+    work = (G + G.T) / 2
+    basis = work[: leading_eigenvectors(work, 0.5, 2, lanczos_scratch(27))]
+    lost = values.sum() - np.trace(basis @ G @ basis.T)
+    assert lost <= (5e-9 + 2e-9 + 1e-9) * (1 + 1e-5) + 2e-16
