@@ -49,7 +49,8 @@ def lean(model: _Model) -> _Model:
         raise ValueError(f"the model is lean already ({', '.join(lean_modules(model))}): call lrbench.unlean first")
     for module in model.modules():
         for cls, compute in _COMPUTE.items():
-            if isinstance(module, cls) and type(module).forward is cls.forward:
+            own = "forward" in vars(module)
+            if isinstance(module, cls) and type(module).forward is cls.forward and not own:
                 # In the instance's dictionary it comes before the class's method.
                 vars(module)["forward"] = LeanModule(module, compute)
     return model
@@ -84,12 +85,12 @@ class LeanModule:
     module: nn.Module
     compute: Callable[[Any, Tensor], Tensor | None]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, input: Tensor) -> Tensor:
         """Compute what the module computes."""
         out = None
-        if torch.is_grad_enabled() and x.requires_grad and x.dtype.is_floating_point and x.numel():
-            out = _eager(self.compute, self.module, x)
-        return cast(Tensor, type(self.module).forward(self.module, x) if out is None else out)
+        if torch.is_grad_enabled() and input.requires_grad and input.dtype.is_floating_point and input.numel():
+            out = _eager(self.compute, self.module, input)
+        return cast(Tensor, type(self.module).forward(self.module, input) if out is None else out)
 
 
 @torch.compiler.disable
@@ -113,7 +114,7 @@ def _max_pool(module: nn.MaxPool2d, x: Tensor) -> Tensor | None:
     window = cast(
         Window,
         tuple(
-            value if isinstance(value, tuple) else (value, value)
+            tuple(value) if isinstance(value, tuple | list) else (value, value)
             for value in (module.kernel_size, module.stride, module.padding, module.dilation)
         ),
     )

@@ -32,12 +32,14 @@ def checkpointed(model: _Model, segments: int) -> _Model:
     Raises
     ------
     ValueError
-        If the model is not sequential, has not that many modules, or is checkpointed already.
+        If the model is not sequential, has a forward of its own, has not that many modules, or is checkpointed already.
     """
     if segments_of(model):
         raise ValueError(f"the model is checkpointed already, in {segments_of(model)} segments: take a plain one")
-    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
-        raise ValueError(f"the model is a {type(model).__name__}: only nn.Sequential is cut into segments")
+    own = "forward" in vars(model)
+    if own or not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
+        kind = f"{type(model).__name__}{' with a forward of its own' if own else ''}"
+        raise ValueError(f"the model is a {kind}: only nn.Sequential is cut into segments")
     if not 1 <= segments <= len(model):
         raise ValueError(f"segments is {segments}: this model can be cut into 1 to {len(model)}")
     # In the instance's dictionary it comes before the class's method.
@@ -46,9 +48,10 @@ def checkpointed(model: _Model, segments: int) -> _Model:
 
 
 def uncheckpointed(model: _Model) -> _Model:
-    """Make a model keep everything again, in place, and return it."""
-    if segments_of(model):
-        del vars(model)["forward"]
+    """Make a model, and every module in it, keep everything again, in place, and return it."""
+    for module in model.modules():
+        if segments_of(module):
+            del vars(module)["forward"]
     return model
 
 
@@ -69,5 +72,11 @@ class _Segments:
         """Compute what the model computes."""
         ends = [len(self.model) * k // self.segments for k in range(self.segments + 1)]
         for start, stop in pairwise(ends):
-            x = checkpoint(self.model[start:stop], x, use_reentrant=False)
+            x = checkpoint(self._part, start, stop, x, use_reentrant=False)
+        return x
+
+    def _part(self, start: int, stop: int, x: Tensor) -> Tensor:
+        # A slice of a class derived from Sequential would be another model of that class.
+        for module in list(self.model)[start:stop]:
+            x = module(x)
         return x

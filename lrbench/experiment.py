@@ -270,7 +270,7 @@ class Experiment:
 
 def _changed(model: nn.Module) -> bool:
     """Whether a model is another one than the plain."""
-    return bool(compressed_layers(model) or lean_modules(model) or segments_of(model))
+    return bool(compressed_layers(model) or lean_modules(model) or any(map(segments_of, model.modules())))
 
 
 def _median(peaks: list[Peak]) -> float:

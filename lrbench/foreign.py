@@ -81,7 +81,9 @@ def structure_of(model: nn.Module) -> str:
 def _geometry(module: nn.Module) -> str:
     if not isinstance(module, nn.Conv2d):
         return ""
-    return f"{module.kernel_size} {module.stride} {module.padding} {module.dilation} {module.groups}"
+    # What most have is left out: runs that were told apart without it stay what they are.
+    mode = "" if module.padding_mode == "zeros" else f" {module.padding_mode}"
+    return f"{module.kernel_size} {module.stride} {module.padding} {module.dilation} {module.groups}{mode}"
 
 
 def _function(module: str, function: str) -> Any:

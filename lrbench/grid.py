@@ -194,7 +194,7 @@ def _speaks_against(
     compressor = get_compressor(name, **({} if eps is None else {"eps": eps}))
     found: dict[str, list[str]] = {}
     for layer in chosen:
-        reason = compressor.skip(Geometry.of(layers[layer]), sizes[layer], path or "both")
+        reason = compressor.skip(Geometry.of(layers[layer]), sizes.get(layer), path or "both")
         if reason is not None:
             found.setdefault(reason, []).append(layer)
     parts = [

@@ -1,5 +1,7 @@
 """One run: a model, a seed, some epochs; stopped anywhere and taken up again, it ends bit for bit in the same place.
 
+(With three processes or more, in the same place up to rounding: the order in which gradients are summed may differ.)
+
 Pixels are divided by 255 and nothing is subtracted, because the mean changes the ranks; nothing is augmented. Adam,
 cross entropy. A seed fixes the initial weights, the order of the data and dropout, whatever is compressed, so that
 runs with one seed form a pair. All randomness of an epoch derives from (seed, epoch), and compressors draw from

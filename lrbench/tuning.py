@@ -127,7 +127,11 @@ def tune(
     Raises
     ------
     ValueError
-        If a candidate is not on path ``backward``, the model is wrapped, or no choice keeps within the budget.
+        If a candidate is not on path ``backward``, the model is wrapped, has no convolution to choose for, or no choice
+        keeps within the budget.
+    PeakUnavailableError
+        If peaks cannot be measured here: not on Linux, or a class of the model is one of a script or a notebook, which
+        other processes do not have. ``processes=0`` does without.
     """
     for candidate in candidates:
         if candidate.path != "backward":
@@ -136,17 +140,17 @@ def tune(
     base = copy.deepcopy(model).train()
     if lean:
         make_lean(base)
+    # Where peaks cannot be measured, that is told before the long part.
+    plain_peaks = measure_step_peaks(model, x, y, processes) if processes else []
     progress("candidates")
     table = _candidates(base, [batch, *([] if check is None else [check])], candidates, seed)
     bounds = _Bounds(cosine, error)
     if budget is not None:
         bounds = _within_budget(table, budget - measure_savings(base, x, y, seed)["held_bytes"])
     policy = _policy(table, bounds, candidates, lean)
-    plain_peaks: list[Peak] = []
     lean_peaks: list[Peak] = []
     peaks: list[Peak] = []
     if processes:
-        plain_peaks = measure_step_peaks(model, x, y, processes)
         lean_peaks = measure_step_peaks(base, x, y, processes)
         policy = _lowest(base, table, bounds, candidates, policy, batch, progress)
         peaks = measure_step_peaks(_applied(policy, base), x, y, processes)
@@ -195,6 +199,8 @@ def _candidates(
                 if rated is not None:
                     named = {"compressor": candidate.compressor, "eps": candidate.eps, "saved_bytes": saved[name][0]}
                     rows.append({"layer": name, "candidate": k, **named, **rated})
+    if not rows:
+        raise ValueError("no convolution of the model has a weight that is trained and a candidate that fits it")
     worst = {"compressor": "first", "eps": "first", "nbytes": "max", "saved_bytes": "first", "cosine": "min"}
     grouped = pd.DataFrame(rows).groupby(["layer", "candidate"], sort=False)
     return grouped.agg({**worst, "error": "max"}).reset_index()
@@ -221,8 +227,10 @@ def _exact_step(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, 
     for name, conv in convolutions(model).items():
 
         def observe(conv: nn.Module, inputs: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
-            met[name] = [inputs[0].detach().clone(), None, conv]
-            out.register_hook(lambda grad: met[name].__setitem__(1, grad.detach()))
+            if not (out.requires_grad and conv.weight.requires_grad):
+                return
+            seen = met[name] = [inputs[0].detach().clone(), None, conv]
+            out.register_hook(lambda grad: seen.__setitem__(1, grad.detach()))
 
         conv.register_forward_hook(observe)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):

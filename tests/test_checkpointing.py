@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+import lrbench
 from lrbench.checkpointing import checkpointed, segments_of, uncheckpointed
+from lrbench.conv import plain_copy
 from lrbench.measure.ledger import take_ledger
 from lrbench.models import paper_cnn
 
@@ -56,3 +59,47 @@ def test_what_cannot_be_cut_is_refused() -> None:
         checkpointed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 3)
     with pytest.raises(ValueError, match="already, in 2 segments"):
         checkpointed(checkpointed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 2), 1)
+
+
+class Widening(nn.Sequential):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+def test_a_class_derived_from_sequential_is_cut_and_not_built_anew() -> None:
+    torch.manual_seed(0)
+    plain = Widening()
+    ours, x = checkpointed(copy.deepcopy(plain), 2), torch.rand(3, 2)
+    assert torch.equal(ours(x), plain(x))
+    ours(x).sum().backward()
+    plain(x).sum().backward()
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
+
+
+def test_a_part_of_a_model_is_made_plain_with_it() -> None:
+    model = nn.ModuleDict({"features": nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "head": nn.Linear(2, 2)})
+    checkpointed(model["features"], 2)
+    assert segments_of(plain_copy(model)["features"]) == 0
+    assert segments_of(model["features"]) == 2
+
+
+def test_a_forward_of_its_own_is_not_replaced() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.forward = lambda x: x
+    with pytest.raises(ValueError, match="a Sequential with a forward of its own"):
+        checkpointed(model, 1)
+
+
+@pytest.mark.parametrize("name", ["warm", "rproj"])
+def test_what_keeps_a_state_is_not_computed_again(name: str) -> None:
+    policy = lrbench.Policy({"conv1": lrbench.LayerPolicy(name, path="backward")}, segments=4)
+    model = paper_cnn((4, 4, 8), image_size=16)
+    with pytest.raises(ValueError, match=f"{name} of layer 'conv1' keeps what it saw"):
+        lrbench.wrap(model, policy)
+    assert segments_of(model) == 0
+    layer = lrbench.wrap(nn.Conv2d(3, 4, 3), "1", name, path="backward")
+    for reentrant in (False, True):
+        out = checkpoint(layer, torch.rand(2, 3, 8, 8, requires_grad=True), use_reentrant=reentrant)
+        with pytest.raises(RuntimeError, match="leave this layer out of what is checkpointed"):
+            out.sum().backward()

@@ -42,6 +42,11 @@ def torchvisions(num_classes=1000):
 def fixed():
     return Mine(1000, WIDTH)
 
+def unused(classes):
+    made = Mine(classes, WIDTH)
+    made.aux = nn.Conv2d(3, 4, 3)
+    return made
+
 def told(classes):
     import torch
     return Mine(classes, int(torch.tensor(4.0).item()))
@@ -81,6 +86,12 @@ def test_a_module_in_the_present_folder_is_ablated_and_measured_by_its_layers_na
     assert record["peak_reason"] in (None, "the step is too small to add a page of memory")
     assert record["savings"] is not None, record["savings_reason"]
     assert "mine:make model, structure " in (tmp_path / "summary.md").read_text()
+
+
+def test_a_convolution_that_is_not_called_is_no_obstacle(module, tmp_path):
+    assert run(tmp_path / "out", "--masks", "101", "--path", "backward", model="mine:unused") == 0
+    (record,) = [made for made in read_runs(tmp_path / "out") if made["config"]["mask"] == "101"]
+    assert (record["status"], [layer["layer"] for layer in record["layers"]]) == ("finished", ["first"])
 
 
 def test_another_model_under_the_same_name_is_another_run(module, tmp_path, capsys):
@@ -143,6 +154,8 @@ def test_the_structure_is_that_of_layers_shapes_and_convolutions_not_of_weights(
         len({first, structure_of(model(5)), structure_of(model(stride=2)), structure_of(model(activation=nn.ELU))}) == 4
     )
     assert structure_of(lrbench.wrap(model(), "0", "svd")) == first
+    circular = nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.ReLU())
+    assert structure_of(circular) != first
 
 
 def zoo(package):

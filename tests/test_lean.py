@@ -162,3 +162,17 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     (first,) = torch.autograd.grad(lrbench.lean(nn.ReLU())(x * x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+def test_an_instances_own_forward_is_left_alone() -> None:
+    model = nn.Sequential(nn.ReLU())
+    model[0].forward = nn.functional.leaky_relu
+    expected = model(images())
+    assert torch.equal(lrbench.lean(model)(images()), expected)
+    assert torch.equal(lrbench.unlean(model)(images()), expected)
+
+
+def test_sizes_may_be_lists_and_the_input_may_be_named() -> None:
+    assert_same_step(nn.MaxPool2d([2, 2]), images())
+    x = images().requires_grad_()
+    assert torch.equal(lrbench.lean(nn.ReLU())(input=x), x.relu())

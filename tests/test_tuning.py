@@ -14,6 +14,7 @@ from lrbench.contract.adversarial import photo_crops
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.models import paper_cnn
+from lrbench.tuning import _exact_step
 
 pytestmark = pytest.mark.usefixtures("young_heap")
 
@@ -137,3 +138,30 @@ def test_gradient_errors_are_those_of_the_gradients() -> None:
 def test_candidates_on_another_path_are_refused(network: nn.Sequential) -> None:
     with pytest.raises(ValueError, match="path 'backward'"):
         lrbench.tune(network, batch(0), candidates=[LayerPolicy("svd", 0.1, "both")], processes=0)
+
+
+class Twice(nn.Module):
+    """A convolution that is called at two sizes, behind a frozen one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 10)
+        self.stem.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(self.stem(x)).relu(), 2)
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+def test_a_layer_that_is_called_twice_is_rated_by_one_call_and_a_frozen_one_is_left_out() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Twice(), batch(0)
+    found = _exact_step(model, x, y, 0)
+    assert list(found) == ["conv"]
+    inputs, grad, _ = found["conv"]
+    assert inputs.shape[2:] == grad.shape[2:] == (8, 8)
+    assert lrbench.tune(model, (x, y), candidates=CHOICE, processes=0).candidates["layer"].unique().tolist() == ["conv"]
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    with pytest.raises(ValueError, match="no convolution of the model has a weight that is trained"):
+        lrbench.tune(model, (x, y), candidates=CHOICE, processes=0)

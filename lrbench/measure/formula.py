@@ -140,7 +140,7 @@ def _dropout(module: nn.Dropout, x: Tensor, out: Tensor, lean: bool) -> tuple[li
 def _max_pool(module: nn.MaxPool2d, x: Tensor, out: Tensor, lean: bool) -> tuple[list[Tensor], int]:
     if not lean:
         return [x], 8 * out.numel()
-    sides = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
+    sides = module.kernel_size if isinstance(module.kernel_size, tuple | list) else (module.kernel_size,) * 2
     bits = next((bits for bits in (1, 2, 4, 8) if sides[0] * sides[1] <= 2**bits), 32)
     return [], -(-out.numel() * bits // 8)
 

@@ -74,6 +74,7 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
     return [
         _summary(name, places.index(name), layer.conv.groups, layer.compressor, met[name])
         for name, layer in layers.items()
+        if met[name]["shape"]  # one that the model does not call has met nothing
     ]
 
 

@@ -45,7 +45,7 @@ def measure_savings(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> di
     """
     ours, codes = _measured(model, x, y, seed)
     bare = _measured(unwrap(copy.deepcopy(model)), x, y, seed)[0] if compressed_layers(model) else ours
-    other = bool(lean_modules(model) or segments_of(model))
+    other = bool(lean_modules(model)) or any(map(segments_of, model.modules()))
     plain = _measured(plain_copy(model), x, y, seed)[0] if other else bare
     layers = compressed_layers(model)
     return {
@@ -56,7 +56,7 @@ def measure_savings(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> di
         "freed_bytes": bare.held - ours.held,
         **_formulas(model, x, codes),
         "hidden_bytes": sum(entry.nbytes for entry in ours.entries if not entry.saved and entry.kind != "state"),
-        "layers": [_compare(name, layers, ours, bare, codes[name]) for name in layers],
+        "layers": [_compare(name, layers, ours, bare, codes[name]) for name in layers if name in codes],
     }
 
 

@@ -280,3 +280,12 @@ def test_what_evaluation_meets_leaves_no_trace_in_a_compressors_state() -> None:
     assert {**after, "basis": None} == {**before, "basis": None}
     model.train()(torch.randn(8, 3, 8, 8))
     assert lrbench.compressed_layers(model)["0"].compressor.state_dict()["calls"] == before["calls"] + 1
+
+
+def test_an_instances_own_convolution_is_refused_and_left_as_it_is() -> None:
+    for name in ("_conv_forward", "forward"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3))
+        setattr(model[0], name, lambda *arguments: arguments[0])
+        with pytest.raises(ValueError, match="layer '0' is a Conv2d with a forward of its own: leave it out"):
+            lrbench.wrap(model, "1", "svd")
+        assert name in vars(model[0])

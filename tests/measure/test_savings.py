@@ -187,3 +187,16 @@ def test_modules_of_common_networks_keep_what_the_formula_says() -> None:
     for each in (model, lrbench.lean(copy.deepcopy(model))):
         measured = measure_savings(each, *batch())
         assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"], rel=0.01)
+
+
+def test_a_convolution_that_is_not_called_has_no_savings() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.aux = nn.Conv2d(3, 10, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).mean((2, 3))
+
+    model = lrbench.wrap(Unused(), "11", "svd", 0.3, "backward")
+    assert list(by_layer(measure_savings(model, *batch()))) == ["conv"]
