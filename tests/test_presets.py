@@ -1,3 +1,4 @@
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,8 @@ from lrbench.grid import Grid, expand_all
 from lrbench.models import own_widths
 from lrbench.policy import Policy
 from lrbench.presets import list_presets, load_preset
+
+ROOT = Path(__file__).parents[1]
 
 
 def runs_of(name):
@@ -52,15 +55,32 @@ def test_the_masks_are_half_of_all_and_balanced_in_every_pair_of_layers():
                 assert sorted(counts.values()) == [8, 8, 8, 8]
 
 
-def test_the_readme_says_how_many_cells_and_seeds_each_has():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    told = re.findall(r"^\| (`[^|]*`) \|[^|]*\| (\d+) x (\d+) \|$", readme, re.MULTILINE)
+def test_the_readme_says_how_many_cells_and_seeds_each_has_and_how_many_runs_are_done():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (`[^|]*`) \|[^|]*\| (\d+) x (\d+) \| (\d+|none) \|$", readme, re.MULTILINE)
     assert len(told) == 7
-    for names, cells, seeds in told:
+    stored = [json.loads(file.read_text()) for file in (ROOT / "results").glob("*/runs/*.json")]
+    finished = [run["config"] for run in stored if run["status"] == "finished"]
+    for names, cells, seeds, done in told:
+        found = 0
         for name in re.findall("`([^`]*)`", names):
             runs = runs_of(name)
             assert len(runs) == int(cells) * int(seeds), name
             assert len({run.seed for run in runs}) == int(seeds), name
+            sizes = load_preset(name).options
+            found += len({told_apart(vars(run)) for run in runs} & {told_apart(r) for r in finished if fits(r, sizes)})
+        assert done == (str(found) if found else "none"), names
+
+
+def told_apart(config):
+    return tuple(config[key] for key in ("mask", "compressor", "eps", "path", "seed", "model"))
+
+
+def fits(config, options):
+    """Whether a run is one of these epochs, images and widths."""
+    images = options.get("train_size", 50000)
+    sizes = (options["epochs"], images, options.get("widths", config["widths"]))
+    return sizes == (config["epochs"], config["train_size"], list(config["widths"]))
 
 
 def test_an_extending_preset_takes_the_rest_from_the_other():
