@@ -396,7 +396,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="TOML files: each is one more cell",
     )
     add("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-    add("--threads", type=int, metavar="N", help="of the CPU, for each run (cores / jobs); part of what a run is")
+    add("--threads", type=int, metavar="N", help="of each run, and in its id (cores / jobs)")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
     add("--peak-processes", type=int, metavar="N", help="processes to measure memory in; 0 for none")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")

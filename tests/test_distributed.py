@@ -39,7 +39,9 @@ def _one(rank, port, work, arguments, results):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo"}
     with distributed.processes():
-        results.send(work(*arguments))
+        found = work(*arguments)
+    # Outside: a pipe holds so much, and who waits for it to be read would keep the others from their end.
+    results.send(found)
 
 
 def two(work, *arguments):
