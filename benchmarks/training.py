@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, help="CIFAR-10 records (binary) to measure on; the photographs without")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each kind (default 15)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed steps of each kind (default 30)")
     parser.add_argument("--out", type=Path, help="folder for training.md and training.json")
     options = parser.parse_args(arguments)
     images, labels, name = images_of(options.records)

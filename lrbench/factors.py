@@ -101,9 +101,9 @@ class LowRank:
     def select(self, index: Tensor) -> "LowRank":
         """The blocks at ``index``, (K,) int64, in that order."""
         rows = ranges(self.offsets[:-1][index], self.ranks[index])
-        V, ranks = self.V[rows], self.ranks[index]
+        V, ranks = self.V.index_select(0, rows), self.ranks[index]  # line by line: a third of the time of V[rows]
         if self.starts is None:
-            return LowRank(self.U[rows], V, ranks)
+            return LowRank(self.U.index_select(0, rows), V, ranks)
         # What is nobody's any more is dropped from U, the rest stays in its order.
         starts = self.starts[index]
         used = torch.zeros(len(self.U), dtype=torch.bool, device=V.device)
