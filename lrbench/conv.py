@@ -82,9 +82,10 @@ class CompressedConvolution:
                     f"{tuple(blocks.shape)}: give the batch that the factors are of"
                 )
             return self.given
+        # There is no public word for it; torch's own checkpointing asks in this way.
         if self.compressor.stateful and self.conv.training and torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                f"{self.compressor.name} keeps what it saw, so that its forward pass cannot be computed again as "
+                f"{self.compressor!r} keeps what it saw, so that its forward pass cannot be computed again as "
                 "checkpointing does in the backward pass: leave this layer out of what is checkpointed"
             )
         compressor = self.compressor if self.conv.training else copy.deepcopy(self.compressor)
@@ -303,12 +304,12 @@ def wrap(
         if own or cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward:
             raise ValueError(f"layer {name!r} is a {cls.__name__} with a forward of its own: leave it out of the mask")
     for name, (made, way) in plan.items():
-        # The size of a layer's input is not known before it meets one: a grid of runs asks again, with it.
         if made.stateful and isinstance(mask, Policy) and mask.segments:
             raise ValueError(
                 f"{made.name or type(made).__name__} of layer {name!r} keeps what it saw, so that its forward pass "
                 "cannot be computed again: leave segments out, or take a compressor without a state"
             )
+        # The size of a layer's input is not known before it meets one: a grid of runs asks again, with it.
         reason = made.skip(Geometry.of(layers[name]), None, way)
         if reason is not None:
             raise ValueError(f"{made.name or type(made).__name__} is not for layer {name!r} on path {way}: {reason}")

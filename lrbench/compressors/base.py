@@ -281,7 +281,7 @@ class Compressor:
             origin[failed] = int(Origin.ESCALATED)
             fits[failed] = _fits(better.factors, work)
             kept[failed] = better.kept
-        origin[~_worth(factors, work, fits & kept)] = int(Origin.STORED)
+        origin[~_fit_alone(factors, work, fits & kept)] = int(Origin.STORED)
         return factors, origin
 
     def _assemble(self, blocks: Blocks, low_rank: LowRank, origin: Tensor) -> Factors:
@@ -326,7 +326,7 @@ def _fits(factors: LowRank, blocks: Blocks) -> Tensor:
     return (factors.ranks * n + len(factors.U) * m / N) * factors.V.itemsize <= m * n * blocks.dtype.itemsize
 
 
-def _worth(factors: LowRank, blocks: Blocks, kept: Tensor) -> Tensor:
+def _fit_alone(factors: LowRank, blocks: Blocks, kept: Tensor) -> Tensor:
     """Which of the blocks that are to be kept, (N,) bool, take no more memory than they have, once those alone are."""
     if factors.starts is None:
         return kept

@@ -17,7 +17,7 @@ __all__ = ["draw_chain"]
 NAMED = 60
 """Cells up to which each has its mask beside it."""
 
-LEVEL_WITH = 0.05
+BESIDE = 0.05
 """Points nearer in height than this share of the range have their names on the two sides in turn."""
 
 
@@ -92,7 +92,7 @@ def _name_masks(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         distances = np.hypot(*away.T)
         distances[place] = np.inf
         across, up = away[distances.argmin()] if len(points) > 1 else (1.0, 1.0)
-        if abs(up) < LEVEL_WITH:
+        if abs(up) < BESIDE:
             up = 1.0 if order[place] % 2 else -1.0
         ax.annotate(
             mask, (x, y), (6 if across >= 0 else -6, 6 if up >= 0 else -6), textcoords="offset points", fontsize=6,
