@@ -7,11 +7,12 @@ read, for two folders of the same layout may hold different images.
 
 import hashlib
 import os
+import shutil
 import tarfile
 import tempfile
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -357,13 +358,12 @@ def _download(url: str, md5: str, cache: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path, records: int) -> None:
     """Unpack the archive as `folder`, with the digest of its data beside it: completely or not at all."""
-    if not hasattr(tarfile, "data_filter"):
-        raise DatasetError(f"unpacking {archive} safely takes Python 3.11.4 or newer: {GIVE_A_FOLDER}")
     try:
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent) as staging:
             part = Path(staging, "part")
             with tarfile.open(archive, "r:gz") as tar:
-                tar.extractall(part, filter=_refuse_to_leave)
+                for member in tar:
+                    _copy(tar, member, part)
             (part / SEAL).write_text(read_cifar10(part / BATCHES, records=records).sha256, encoding="ascii")
             try:
                 part.rename(folder)
@@ -374,8 +374,20 @@ def _unpack(archive: Path, folder: Path, records: int) -> None:
         raise DatasetError(f"cannot unpack {archive} ({error}): {GIVE_A_FOLDER}") from error
 
 
-def _refuse_to_leave(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    """Refuse what would be written outside `path`; tarfile's own filter would move an absolute name inside."""
-    if Path(member.name).is_absolute():
-        raise tarfile.AbsolutePathError(member)
-    return tarfile.data_filter(member, path)
+def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Copy a file out of an archive; refuse all that could be written outside `folder`, and anything but files.
+
+    tarfile has filters for that only from Python 3.11.4 on.
+    """
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise tarfile.TarError(f"{member.name} is outside of its folder")
+    if member.isdir():
+        return
+    source = tar.extractfile(member) if member.isfile() else None
+    if source is None:
+        raise tarfile.TarError(f"{member.name} is no file")
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source, target.open("xb") as copy:
+        shutil.copyfileobj(source, copy)

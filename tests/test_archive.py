@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -229,17 +230,19 @@ def test_an_interrupted_unpacking_is_never_taken_for_data(
 ) -> None:
     server.body = pack(small_files())
     cache, killed = tmp_path / "cache", tmp_path / "killed"
-    extractall = tarfile.TarFile.extractall
+    extractfile, opened = tarfile.TarFile.extractfile, []
 
-    def interrupt(tar: tarfile.TarFile, path: Path, **options: object) -> None:
-        extractall(tar, path, members=tar.getmembers()[:3], filter="data")
-        shutil.copytree(cache, killed)  # what a kill would leave, for nothing cleans up after it
-        raise KeyboardInterrupt
+    def interrupt(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+        opened.append(member.name)
+        if len(opened) == 4:
+            shutil.copytree(cache, killed)  # what a kill would leave, for nothing cleans up after it
+            raise KeyboardInterrupt
+        return extractfile(tar, member)
 
-    monkeypatch.setattr(tarfile.TarFile, "extractall", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        server.fetch(cache)
-    monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractfile", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            server.fetch(cache)
     assert contents(cache) == ["cifar-10-binary.tar.gz"]
     assert len(contents(killed)) == 2
     assert list(killed.rglob("data_batch_3.bin"))
@@ -252,15 +255,14 @@ def test_another_process_may_unpack_at_the_same_time(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.body = pack(small_files())
-    extractall = tarfile.TarFile.extractall
+    extractfile = tarfile.TarFile.extractfile
 
-    def overtaken(tar: tarfile.TarFile, path: Path, **options: object) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(tarfile.TarFile, "extractall", extractall)
-            server.fetch(tmp_path)
-        extractall(tar, path, filter="data")
+    def overtaken(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+        monkeypatch.setattr(tarfile.TarFile, "extractfile", extractfile)
+        server.fetch(tmp_path)
+        return extractfile(tar, member)
 
-    monkeypatch.setattr(tarfile.TarFile, "extractall", overtaken)
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", overtaken)
     assert len(server.fetch(tmp_path).train_labels) == 5 * COUNT
     assert contents(tmp_path) == sorted([f"cifar-10-{server.md5}", "cifar-10-binary.tar.gz"])
 

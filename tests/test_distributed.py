@@ -1,5 +1,6 @@
 """Several processes on this machine, over loopback, as ``torchrun`` starts them."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -35,6 +36,7 @@ BESIDE.set_forkserver_preload(["runs", "lrbench.experiment"])
 
 
 def _one(rank, port, work, arguments, results):
+    faulthandler.dump_traceback_later(110, file=sys.__stderr__)  # before who started it gives up: where it waits
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo"}
