@@ -270,9 +270,19 @@ def share(batch: Tensor) -> tuple[Tensor, int]:
     return (part, len(part)) if len(part) else (batch[:1], 0)
 
 
-def replica(model: nn.Module) -> nn.Module:
-    """A model whose backward pass gives the mean gradient of all processes; alone, the model itself."""
-    return model if _group is None else _Replica(model)
+@contextmanager
+def replica(model: nn.Module) -> Iterator[nn.Module]:
+    """Give a model whose backward pass gives the mean gradient of all processes; alone, the model itself."""
+    if _group is None:
+        yield model
+        return
+    joined = _Replica(model)
+    try:
+        yield joined
+    finally:
+        # An error keeps its frames, and they keep what they called. Were the replica's reducer the last that holds the
+        # group, it would wait for the group's threads with the interpreter's lock held, and they for that lock.
+        vars(joined).clear()
 
 
 class _Replica(DistributedDataParallel):

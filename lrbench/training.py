@@ -214,30 +214,30 @@ def train(
     if checkpoint is not None and not _load_checkpoint(checkpoint, config, trained, optimizer):
         trained, optimizer = _begin(config, len(data.classes))
     model = trained.model
-    replica = distributed.replica(model)
-    for epoch in range(len(trained.history) + 1, config.epochs + 1):
-        start = time.perf_counter()
-        try:
-            loss, accuracy = _train_epoch(replica, optimizer, images, labels, config, epoch)
-            test = distributed.by_first(evaluate, model, test_images, test_labels, config)
-            if not math.isfinite(test.loss):
-                raise _DivergenceError(f"the test loss became {test.loss}")
-        except (_DivergenceError, NonFiniteBlockError) as error:
-            trained.divergence = f"epoch {epoch}: {error}"
-            break
-        trained.history.append(
-            {
-                "epoch": epoch,
-                "train_loss": loss,
-                "train_accuracy": accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
-                "seconds": time.perf_counter() - start,
-            }
-        )
-        if checkpoint is not None:
-            _save_checkpoint(checkpoint, config, trained, optimizer)
-        on_epoch(epoch)
+    with distributed.replica(model) as replica:
+        for epoch in range(len(trained.history) + 1, config.epochs + 1):
+            start = time.perf_counter()
+            try:
+                loss, accuracy = _train_epoch(replica, optimizer, images, labels, config, epoch)
+                test = distributed.by_first(evaluate, model, test_images, test_labels, config)
+                if not math.isfinite(test.loss):
+                    raise _DivergenceError(f"the test loss became {test.loss}")
+            except (_DivergenceError, NonFiniteBlockError) as error:
+                trained.divergence = f"epoch {epoch}: {error}"
+                break
+            trained.history.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": loss,
+                    "train_accuracy": accuracy,
+                    "test_loss": test.loss,
+                    "test_accuracy": test.accuracy,
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            if checkpoint is not None:
+                _save_checkpoint(checkpoint, config, trained, optimizer)
+            on_epoch(epoch)
     return trained
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -218,6 +219,24 @@ def test_an_error_that_all_know_of_is_recorded_and_the_next_run_begins(tmp_path)
         assert ended is None
         assert [record["status"] for record in found] == ["failed", "finished"]
         assert "(in process 1 of 2)" in found[0]["reason"]
+
+
+def reducers_of_errors(run, folder):
+    """Of a run that failed, while its error is known still: whether what reduces its gradients is there."""
+    seen, made = [], distributed._Replica.__init__
+
+    def noted(replica, model):
+        made(replica, model)
+        seen.append(weakref.ref(replica.reducer))
+
+    with patch.object(distributed._Replica, "__init__", noted):
+        records([run], folder, "forward")
+    assert distributed._group.agreed is not None
+    return [reducer() is not None for reducer in seen]
+
+
+def test_an_error_keeps_nothing_that_would_hold_up_the_end_of_the_processes(tmp_path):
+    assert two(reducers_of_errors, FAILING[0], tmp_path) == [[False], [False]]
 
 
 @pytest.mark.parametrize(
