@@ -20,7 +20,7 @@ ablate: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m tests.compile_kernels
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 	$(BIN)/python -m tests.mutations --share 2
 
 mutants: $(READY)

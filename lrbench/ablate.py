@@ -179,7 +179,7 @@ def _cluster(options: argparse.Namespace) -> Any:
     try:
         from lrbench.running.cluster import ClusterError, connect
     except ImportError as error:
-        raise _BadRequestError(f"{error}: a cluster takes Dask, pip install 'lrbench[dask]'") from error
+        raise _BadRequestError(f"{error}: a cluster takes Dask, pip install '.[dask]' in a checkout") from error
     try:
         return connect(options.scheduler, options.scheduler_file)
     except ClusterError as error:
@@ -369,7 +369,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="what the rest defaults to: " + ", ".join(list_presets()),
     )
     add("--dataset", choices=DATASETS)
-    add("--data-dir", type=Path, metavar="DIR", help="a cifar-10-batches-bin folder; else downloaded")
+    add("--data-dir", type=Path, metavar="DIR", help="of CIFAR-10; else $LRBENCH_DATA, or downloaded")
     add("--train-size", type=int, metavar="N", help="how many training images")
     add("--test-size", type=int, metavar="N", help="how many test images")
     add("--model", metavar="NAME", help=f"{', '.join(MODELS)}, MODULE:NAME")
@@ -381,7 +381,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--compressors",
         nargs="*",
         metavar="NAME",
-        help="or ./FILE.py:CLASS; none: plain and policies only",
+        help="or ./FILE.py:CLASS; no name: policies alone",
     )
     add("--masks", nargs="+", metavar="MASK", help="such as 101010, conv1,conv3 or 'layer2.*'")
     add("--eps", type=float, nargs="+", metavar="EPS", help="requested relative errors, in (0, 1]")
@@ -396,7 +396,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="TOML files: each is one more cell",
     )
     add("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-    add("--threads", type=int, metavar="N", help="of each run, and in its id (cores / jobs)")
+    add("--threads", type=int, metavar="N", help="in a run's id (the preset's; cores / jobs)")
     add("--timed-steps", type=int, metavar="N", help="training steps to time; 0 for none")
     add("--peak-processes", type=int, metavar="N", help="processes to measure memory in; 0 for none")
     add("--out", type=Path, metavar="DIR", help="the results folder (results/PRESET)")

@@ -5,7 +5,8 @@ python -m lrbench.plan resnet50 --input 256,3,224,224 --out DIR
 python -m lrbench.plan my_package.models:make_model --input 64,3,96,96
 python -m lrbench.plan resnet20 --input 100,3,32,32 --measure DIR/test_batch.bin --weights FILE --eps 0.3 0.1
 
-The forward pass is run in training mode on the meta device, where nothing is computed or allocated.
+The forward pass is run in training mode on the meta device, where nothing is computed or allocated; with --measure once
+more on the CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["main"]
 SAYS = """\
 What compression can bring in each convolution of a model, before any training:
 bytes, break-even ranks, flops. The model runs on the meta device, where nothing
-is computed or allocated."""
+is computed or allocated, and with --measure on the CPU."""
 EXAMPLES = """\
 lrbench plan paper --input 100,3,32,32
 lrbench plan resnet50 --input 256,3,224,224 --out DIR
@@ -172,8 +173,8 @@ def _summary(table: pd.DataFrame) -> str:
         f"Compression can pay as it is in {counts['as it is']} of {table['bit'].nunique()} convolutions, with "
         f"aliases removed in {counts['alias removed']} more, and never in {counts['never']}. All of them "
         f"together, each storage once: im2col {totals['im2col']}, input {totals['input']}, kept by autograd "
-        f"{totals['kept']} (of {totals['model']} that the model keeps), of which compressing all would free "
-        f"{totals['freed']} as it is and {totals['unaliased']} if ReLUs kept bits."
+        f"{totals['kept']} (of {totals['model']} that the model keeps), of which compressing all would free, "
+        f"less the factors, {totals['freed']} as it is and {totals['unaliased']} if ReLUs kept bits."
     )
 
 
@@ -278,7 +279,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="images to take ranks of: .pt or .npy (N, C, H, W), or CIFAR's .bin",
     )
     add("--weights", type=Path, metavar="FILE", help="a state dictionary for --measure")
-    add("--eps", type=float, nargs="+", default=TOLERANCES, metavar="EPS", help="tolerances for --measure, in (0, 1]")
+    add(
+        "--eps",
+        type=float,
+        nargs="+",
+        default=TOLERANCES,
+        metavar="EPS",
+        help="for --measure (0.3 0.1 0.03)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="for --measure: of weights, dropout and chosen images")
     add("--out", type=Path, metavar="DIR", help="where plan.csv and plan.md go; else it is printed only")
     return parser.parse_args(arguments)

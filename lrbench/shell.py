@@ -16,8 +16,8 @@ import lrbench
 __all__ = ["ENDINGS", "add_loudness", "interruptible", "is_loud", "loudness", "make_parser", "progress"]
 
 ENDINGS = """\
-exit status: 0 done; 1 a run failed, or something could not be written; 130 or
-             143 interrupted; 2 nothing was done, for the reason that is said"""
+exit status: 0 done; 1 a run failed, or a file or a machine did; 130 or 143
+             interrupted; 2 nothing was done, for the reason that is said"""
 
 _LOG = logging.getLogger("lrbench")
 _LOG.setLevel(logging.INFO)

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--records", type=Path, metavar="FILE", help="a file in CIFAR-10's binary layout")
     add("--dataset", choices=DATASETS, default="photos", help="else its training images (photos)")
-    add("--data-dir", type=Path, metavar="DIR", help="of --dataset cifar10; else it is downloaded")
+    add("--data-dir", type=Path, metavar="DIR", help="of CIFAR-10; else $LRBENCH_DATA, or downloaded")
     add("--compressors", nargs="+", metavar="NAME", help="names, or ./FILE.py:CLASS (all)")
     add("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01], metavar="EPS", help="(0.3 0.1 0.03 0.01)")
     add("--out", type=Path, metavar="DIR", help="where sizes.csv and sizes.md go; else printed only")

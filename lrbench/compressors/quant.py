@@ -87,21 +87,21 @@ class Quantised(InputCompressor):
 
 @register("quant8")
 class Quantised8(Quantised):
-    """:class:`Quantised`, 256 levels."""
+    """Keep x in eight bits a number, stochastically rounded."""
 
     bits = 8
 
 
 @register("quant4")
 class Quantised4(Quantised):
-    """:class:`Quantised`, 16 levels."""
+    """Keep x in four bits a number, stochastically rounded."""
 
     bits = 4
 
 
 @register("quant2")
 class Quantised2(Quantised):
-    """:class:`Quantised`, 4 levels."""
+    """Keep x in two bits a number, stochastically rounded."""
 
     bits = 2
 

@@ -17,7 +17,7 @@ from lrbench.im2col import Im2col
 __all__ = ["quartiles", "split_steps", "time_steps"]
 
 Step = Callable[[int], object]
-"""Does one training step; the argument is its number, so that no two steps see one batch."""
+"""Does one training step; the argument is its number, so that steps of one kind see one batch after the other."""
 
 
 def time_steps(steps: Sequence[Step], rounds: int, warmup: int = 2, device: str = "cpu") -> list[list[float]]:

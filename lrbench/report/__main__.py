@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Write the tables, figures, summary and page of a results folder from its runs.\n"
         "Several folders, the parts of one grid, are joined: their runs are copied to the\n"
         "folder that --out names. A run that is in more than one must have the same\n"
-        "numbers in each, times and memory aside; the first is taken."
+        "numbers in each, times and memory aside; the first that finished is taken."
     )
     examples = "lrbench report results/demo\nlrbench report part-1 part-2 --out whole"
     parser = make_parser("report", says, examples, "DIR [DIR ... --out DIR]")

@@ -406,7 +406,7 @@ def _saved(layer: Mapping[str, Any], savings: Mapping[str, Any] | None) -> dict[
     scale = layer["input_bytes"] / savings["input_bytes"]
     row = {key: savings[key] * scale for key in _SAVED[:4]}
     row["cut_saved"] = 1 - row["held_bytes"] / row["saved_bytes"] if row["saved_bytes"] else None
-    return row | {"kept_by": savings["kept_by"], "unrealised": savings["reason"]}
+    return row | {"kept_by": savings.get("kept_by"), "unrealised": savings.get("reason")}
 
 
 def _order(described: tuple[str, Record]) -> tuple[Any, ...]:

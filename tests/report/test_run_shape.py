@@ -109,9 +109,12 @@ def test_a_run_of_which_nothing_is_known_but_its_configuration_is_reported(tmp_p
     needed = {"layer", "cosine_min", "index", "m", "n", "blocks", "input_bytes", "epoch"}
     rows = {key: [pick(row, needed) for row in record[key]] for key in ("epochs", "layers", "gradients")}
     thin = make_record(seed=1) | rows | {"step": {}, "peak": {}, "savings": {}, "data": {}, "environment": {}}
-    page = write_report(write_folder(tmp_path, [bare, thin, make_record("000000")])).read_text(encoding="utf-8")
-    assert bare["id"] in page
-    assert thin["id"] in page
+    counted = {"layer", "input_bytes", "saved_bytes", "held_bytes", "freed_bytes", "claimed_bytes"}
+    ledger = make_record(seed=2)
+    ledger |= {"savings": {"layers": [pick(row, counted) for row in ledger["savings"]["layers"]]}}
+    written = [bare, thin, ledger]
+    page = write_report(write_folder(tmp_path, [*written, make_record("000000")])).read_text(encoding="utf-8")
+    assert [record["id"] for record in written if record["id"] not in page] == []
 
 
 @pytest.mark.parametrize("folder", sorted({path.parents[1].name for path in RESULTS.glob("*/runs/*.json")}))
