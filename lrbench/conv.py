@@ -116,7 +116,17 @@ def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Ten
     size = geometry.output_size((x.shape[-2], x.shape[-1]))
     if layer.path != "backward":
         out = out.view(len(images), weight.shape[0], *size)
+        if _last(x, weight):
+            # As the native convolution has it, or dropout behind it would meet its numbers in another order.
+            out = out.contiguous(memory_format=torch.channels_last)
     return cast(Tensor, out if x.ndim == 4 else out.squeeze(0))
+
+
+def _last(x: Tensor, weight: Tensor) -> bool:
+    """Whether channels are to lie side by side in memory in what comes of an input and a weight."""
+    return any(
+        t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight) if t.ndim == 4
+    )
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -146,10 +156,7 @@ class _Convolution(torch.autograd.Function):
             out = geometry.convolve(x, weight, bias)
         else:
             added = None if bias is None else bias.to(kept.dtype)
-            last = any(
-                t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight)
-            )
-            out = kept.matmul(weight.flatten(1).to(kept.dtype), added, last).to(x.dtype)
+            out = kept.matmul(weight.flatten(1).to(kept.dtype), added, _last(x, weight)).to(x.dtype)
         saved = [weight] if needs_x else []
         if needs_weight and path == "forward":
             saved.append(x)

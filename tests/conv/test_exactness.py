@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 import lrbench
 from lrbench.conv import PATHS, Path
+from lrbench.im2col import Geometry
 
 every_path = pytest.mark.parametrize("path", PATHS)
 TIGHT = {"rtol": 1e-11, "atol": 1e-11}
@@ -129,6 +130,27 @@ def test_an_output_may_be_overwritten_by_the_next_layer(layout: torch.memory_for
             out = model(x)
             gradients.append(torch.autograd.grad(out, list(model.parameters()), output_gradient(out)))
         assert_close(gradients[1], gradients[0], **TIGHT)
+
+
+@pytest.mark.parametrize("name", lrbench.list_compressors())
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_an_output_lies_in_memory_as_the_native_does_so_that_dropout_behind_it_is_the_same(
+    layout: torch.memory_format, groups: int, name: str
+) -> None:
+    plain = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=groups), nn.Dropout(0.5))
+    plain = plain.to(memory_format=layout)  # type: ignore[call-overload]
+    made = lrbench.get_compressor(name)
+    path: Path = "backward" if made.skip(Geometry.of(plain[0]), None, "both") else "both"
+    wrapped = lrbench.wrap(copy.deepcopy(plain), "1", made, path=path)
+    x = smooth_images(5, 4, 8, 8, dtype=torch.float32)
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        outputs = []
+        for model in (plain, wrapped):
+            torch.manual_seed(0)
+            outputs.append(model(images))
+        assert outputs[1].stride() == outputs[0].stride()
+        assert ((outputs[1] == 0) == (outputs[0] == 0)).all()
 
 
 @every_path
