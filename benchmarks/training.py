@@ -34,8 +34,8 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 class Case(NamedTuple):
     """A wrapped model: which layers, what with, and what its step may take beside the plain model's, if promised.
 
-    With kept factors the promise is to take less than ``bound``; elsewhere, no more. ``times`` more rounds are measured
-    where the ratio is nearer to its bound than the spread of fewer allows to tell.
+    With kept factors the promise is to take less than ``bound``; elsewhere, no more. ``repeats`` times as many
+    rounds are measured where the ratio is nearer to its bound than the spread of fewer allows to tell.
     """
 
     mask: str
@@ -44,7 +44,7 @@ class Case(NamedTuple):
     path: Any
     bound: float | None = None
     keeps: bool = False
-    times: int = 1
+    repeats: int = 1
 
     def __str__(self) -> str:
         kept = ", input's factors kept" if self.keeps else ""
@@ -52,8 +52,8 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("100000", "svd", 0.1, "both", 1.05, times=5),
-    Case("100000", "svd", 0.1, "both", 1.0, keeps=True, times=10),
+    Case("100000", "svd", 0.1, "both", 1.05, repeats=5),
+    Case("100000", "svd", 0.1, "both", 1.0, keeps=True, repeats=10),
     Case("101010", "warm", 0.1, "both", 1.30),
     Case("101010", "svd", 0.1, "both"),
     Case("101010", "aca", 0.1, "both"),
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept = lrbench.KeptInput(copied, images) if case.keeps else None
             steps.append(_stepping(copied, images, labels, layout, kept))
         # A basis that is kept from step to step has to be found first: more steps are taken before the clock runs.
-        seconds = np.asarray(clock.time_steps(steps, options.rounds * case.times, warmup=5))
+        seconds = np.asarray(clock.time_steps(steps, options.rounds * case.repeats, warmup=5))
         results[str(case)] = {"plain": seconds[:2].tolist(), "wrapped": seconds[2:].tolist()}
         lines.append(_row(case, _fastest(seconds[:2]), _fastest(seconds[2:])))
         if kept is not None:

@@ -116,17 +116,15 @@ def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Ten
     size = geometry.output_size((x.shape[-2], x.shape[-1]))
     if layer.path != "backward":
         out = out.view(len(images), weight.shape[0], *size)
-        if _last(x, weight):
+        if _last(images, weight):
             # As the native convolution has it, or dropout behind it would meet its numbers in another order.
             out = out.contiguous(memory_format=torch.channels_last)
     return cast(Tensor, out if x.ndim == 4 else out.squeeze(0))
 
 
-def _last(x: Tensor, weight: Tensor) -> bool:
-    """Whether channels are to lie side by side in memory in what comes of an input and a weight."""
-    return any(
-        t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight) if t.ndim == 4
-    )
+def _last(images: Tensor, weight: Tensor) -> bool:
+    """Whether channels are to lie side by side in memory in what comes of images and a weight."""
+    return any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (images, weight))
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

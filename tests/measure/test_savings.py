@@ -37,23 +37,21 @@ def by_layer(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["layer"]: row for row in measured["layers"]}
 
 
-AGREEING = [
-    ("000000", "svd", "both"),
-    ("111111", "svd", "both"),
-    ("111111", "aca", "backward"),
-    ("101010", "none", "both"),
-    ("011010", "warm", "backward"),
-    ("110011", "svd", "forward"),
-    ("011111", "quant4", "backward"),
-    ("011111", "topk", "backward"),
-    ("011111", "hosvd", "backward"),
-    ("011111", "rproj", "backward"),
-]
-
-
+@pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
 @pytest.mark.parametrize(
-    ("mask", "name", "path", "lean"),
-    [*((*case, True) for case in AGREEING), *((*case, False) for case in AGREEING[:5])],
+    ("mask", "name", "path"),
+    [
+        ("000000", "svd", "both"),
+        ("111111", "svd", "both"),
+        ("111111", "aca", "backward"),
+        ("101010", "none", "both"),
+        ("011010", "warm", "backward"),
+        ("110011", "svd", "forward"),
+        ("011111", "quant4", "backward"),
+        ("011111", "topk", "backward"),
+        ("011111", "hosvd", "backward"),
+        ("011111", "rproj", "backward"),
+    ],
 )
 def test_formula_and_ledger_agree_within_one_percent(mask: str, name: str, path: str, lean: bool) -> None:
     measured = savings(mask, name, path, lean)
