@@ -23,6 +23,7 @@ from lrbench.report.listings import (
     list_runs,
     list_times,
 )
+from lrbench.report.prices import judge_prices, list_prices
 from lrbench.report.tables import Study, is_plain
 from lrbench.report.verdicts import PHOTOS, Headline, Verdict, headlines, judge
 from lrbench.report.wording import count, join, plural
@@ -33,6 +34,7 @@ __all__ = ["Chapter", "Report", "Section", "compose"]
 _SECTIONS = (
     ("Comparisons", ("contrasts",), (list_contrasts, list_compared)),
     ("Effects", ("effects",), (list_effects,)),
+    ("Does it pay", ("prices",), (list_prices,)),
     ("Accuracy", ("differences", "accuracy"), (list_accuracy,)),
     ("Tolerance", ("error",), ()),
     ("Gradients", ("chain",), (list_gradients,)),
@@ -113,7 +115,7 @@ def suffix_of(place: int, studies: int) -> str:
 
 
 def _chapter(study: Study, pictures: Mapping[str, Picture], suffix: str) -> Chapter:
-    verdicts = judge(study)
+    verdicts = [*judge(study), *judge_prices(study)]
     by_topic: dict[str, list[Headline]] = {}
     for headline in headlines(verdicts):
         by_topic.setdefault(headline.topic, []).append(headline)

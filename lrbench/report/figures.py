@@ -17,6 +17,7 @@ from lrbench.report.cost_figures import draw_accuracy, draw_differences, draw_me
 from lrbench.report.effect_figure import draw_effects
 from lrbench.report.facets import Drawing, NothingToDraw
 from lrbench.report.gradient_figure import draw_chain
+from lrbench.report.price_figure import draw_prices
 from lrbench.report.style import RC
 from lrbench.report.tables import Study
 
@@ -64,6 +65,7 @@ def _save(fig: Figure, path: Path) -> str:
 _FIGURES: dict[str, tuple[str, Callable[[Study], Drawing]]] = {
     "contrasts": ("What the experiment was run for", draw_contrasts),
     "effects": ("What each layer does", draw_effects),
+    "prices": ("What accuracy costs", draw_prices),
     "accuracy": ("Accuracy by epoch", draw_accuracy),
     "differences": ("Accuracy against the plain model", draw_differences),
     "error": ("Requested and achieved error", draw_error),

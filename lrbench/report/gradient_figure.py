@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 
 from lrbench.report.entries import Comparison, Gradients
 from lrbench.report.facets import Drawing, NothingToDraw, by_layer, legend_name, style_of, why
+from lrbench.report.labels import name_points
 from lrbench.report.style import INK, MUTED, PAPER, Look, legend, panels, plain_ticks
 from lrbench.report.summaries import compare_accuracy, measure_gradients
 from lrbench.report.tables import Study
@@ -16,9 +17,6 @@ __all__ = ["draw_chain"]
 
 NAMED = 60
 """Cells up to which each has its mask beside it."""
-
-BESIDE = 0.05
-"""Points nearer in height than this share of the range have their names on the two sides in turn."""
 
 
 def draw_chain(study: Study) -> Drawing:
@@ -40,17 +38,21 @@ def draw_chain(study: Study) -> Drawing:
     left.plot(ends, ends, color=INK, linestyle="--", linewidth=1)
     left.set(xscale="log", yscale="log", xlabel="mean relative error of a layer's blocks")
     left.set_ylabel("relative error of its weight's gradient")
-    with_interval = _costs(right, cells, compare_accuracy(study), style)
+    costs = _costs(right, cells, compare_accuracy(study), style)
     for axis in (left.xaxis, left.yaxis, right.xaxis):
         plain_ticks(axis, log=True)
     handles = [look.handle(legend_name(name)) for name, look in names.items()]
     for handle in handles:
         handle.set_linestyle("")
     handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1, label="as large as the blocks' error"))
-    if with_interval:
+    bars = [(x, c.low, c.high) for x, c in costs if c.low is not None and c.high is not None]
+    if bars:
         handles.append(Line2D([], [], color=MUTED, linewidth=1.6, label="paired t 90 % interval"))
     legend(fig, handles)
-    named = ", with the cell's mask" if len(cells) <= NAMED else ""
+    named = ""
+    if len(cells) <= NAMED:
+        named = ", with the cell's mask"
+        name_points(right, [(x, float(c.mean or 0), c.cell.mask) for x, c in costs], bars)
     return fig, (
         "Left: the mean relative error of a layer's blocks, and that of the gradient of its weight, a point for each "
         "run and compressed layer. Right: the largest such error among all weights of a cell, mean over seeds, and "
@@ -60,8 +62,10 @@ def draw_chain(study: Study) -> Drawing:
     )
 
 
-def _costs(ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Comparison], style: Mapping[str, Look]) -> bool:
-    """Draw accuracies over the errors of gradients; tell whether any has an interval."""
+def _costs(
+    ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Comparison], style: Mapping[str, Look]
+) -> list[tuple[float, Comparison]]:
+    """Draw accuracies over the errors of gradients, and return what was drawn."""
     ax.axhline(0, color=MUTED, linewidth=0.8)
     ax.set(xscale="log", xlabel="largest relative error of a weight's gradient")
     ax.set_ylabel("difference in accuracy (points)")
@@ -77,24 +81,4 @@ def _costs(ax: Axes, cells: Sequence[Gradients], comparisons: Sequence[Compariso
             ax.vlines(*zip(*bars, strict=True), color=look.colour, linewidth=1.6, alpha=0.5)
         spots = zip(*((x, comparison.mean) for x, comparison in mine), strict=True)
         ax.plot(*spots, look.marker, color=look.colour, mec=PAPER, mew=0.5, ms=6)
-    if len(cells) <= NAMED:
-        _name_masks(ax, [(x, float(comparison.mean or 0), comparison.cell.mask) for x, comparison in drawn])
-    return any(comparison.low is not None for _, comparison in drawn)
-
-
-def _name_masks(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write masks beside points, on the side away from the nearest neighbour."""
-    spots = np.array([(np.log(x), y) for x, y, _ in points]).reshape(-1, 2)
-    spots = spots / np.where(np.ptp(spots, axis=0) > 0, np.ptp(spots, axis=0), 1) if len(spots) else spots
-    order = spots[:, 0].argsort().argsort()
-    for place, (x, y, mask) in enumerate(points):
-        away = spots[place] - spots
-        distances = np.hypot(*away.T)
-        distances[place] = np.inf
-        across, up = away[distances.argmin()] if len(points) > 1 else (1.0, 1.0)
-        if abs(up) < BESIDE:
-            up = 1.0 if order[place] % 2 else -1.0
-        ax.annotate(
-            mask, (x, y), (6 if across >= 0 else -6, 6 if up >= 0 else -6), textcoords="offset points", fontsize=6,
-            ha="left" if across >= 0 else "right", va="bottom" if up >= 0 else "top", color=MUTED,
-        )  # fmt: skip
+    return drawn

@@ -41,8 +41,8 @@ class Verdict:
     Attributes
     ----------
     topic
-        ``Comparisons``, ``Accuracy``, ``Tolerance``, ``Size``, ``Step time``, ``Memory held``, ``Peak memory``,
-        ``Failed runs`` or ``Not measured``.
+        ``Comparisons``, ``Does it pay``, ``Accuracy``, ``Tolerance``, ``Size``, ``Step time``, ``Memory held``,
+        ``Peak memory``, ``Failed runs`` or ``Not measured``.
     tone
         ``good``, ``bad``, ``open`` (cannot be told) or ``note``.
     outcome
