@@ -12,14 +12,14 @@ PIP_FLAGS ?=
 # Extra arguments for the ablation of reproduce-small, such as --data-dir DIR; without it the archive is downloaded.
 ABLATE_FLAGS ?=
 
-.PHONY: ablate test mutants reliability reproduce-small lint clean
+.PHONY: ablate test mutants reliability reproduce-small lint kernels clean
 .DELETE_ON_ERROR:
 
 ablate: $(READY)
 	$(BIN)/python -m lrbench.ablate
 
-test: $(READY) lint
-	$(BIN)/python -m tests.compile_kernels
+test: $(READY)
+	$(MAKE) --jobs=2 lint kernels
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 	$(BIN)/python -m tests.mutations --share 2
 
@@ -37,6 +37,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# So that tests that run side by side find them in the cache.
+kernels: $(READY)
+	$(BIN)/python -m tests.compile_kernels
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"lrbench needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}: name another with PYTHON=")'

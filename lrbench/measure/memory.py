@@ -29,6 +29,9 @@ __all__ = ["Peak", "PeakUnavailableError", "measure_peak", "peak_of", "workspace
 
 Step = Callable[[], object]
 
+_ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES")
+"""What the environment may tell glibc's allocator, such as to keep memory that is freed."""
+
 
 class PeakUnavailableError(RuntimeError):
     """The peak cannot be measured here."""
@@ -86,7 +89,8 @@ def measure_peak(
     if on_cpu and not Path("/proc/self/clear_refs").exists():
         raise PeakUnavailableError("the peak cannot be reset without /proc/self/clear_refs (Linux)")
     small = str(64 << 10)
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_ALLOCATOR)}
+    environment = {**kept, "MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
     command = [sys.executable, "-m", "lrbench.measure.memory", target, json.dumps(argument)]
 
     def once(_: int) -> Peak:

@@ -76,6 +76,16 @@ def test_a_known_allocation_is_found_within_three_percent(library):
 
 
 @linux
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TOP_PAD_", str(256 * MIB)), ("GLIBC_TUNABLES", f"glibc.malloc.top_pad={256 * MIB}")]
+)
+def test_an_allocator_that_was_told_to_keep_memory_does_not_hide_it(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    (peak,) = measure_peak("test_memory:allocate", {"size": 64 * MIB, "library": "torch"}, processes=1)
+    assert peak.added == pytest.approx(64 * MIB, rel=0.03)
+
+
+@linux
 def test_what_was_there_before_the_step_does_not_count_nor_does_this_processs_own_peak():
     ballast = np.ones(300 * MIB, np.uint8)
     argument = {"size": 32 * MIB, "held": 128 * MIB, "library": "torch"}
