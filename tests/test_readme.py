@@ -76,6 +76,35 @@ def test_every_row_of_numbers_stands_in_the_results_that_the_readme_names():
     assert rows <= results
 
 
+FIGURE = re.compile(r"[−+-]?\d[\d,]*(?:\.\d+)?")
+
+
+def findings():
+    """Return the prose of each finding, by its bold title, without tables, commands and examples."""
+    section = README[README.index("\n## What was found") :].split("\n## ")[1]
+    parts = re.split(r"^\*\*(.*?)\*\*", section, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def figures_of(prose):
+    """Return the figures of a finding that are measured: with a decimal point, or of three digits and more."""
+    text = re.sub(r"`[^`]*`|\[results/[^]]*\]|\([^()]*\.md\)|^\|.*$", " ", prose, flags=re.MULTILINE)
+    return {figure for figure in plain_figures(text) if re.search(r"\.|\d{3}", figure)}
+
+
+def plain_figures(text):
+    return {figure.strip("+−-,").replace(",", "") for figure in FIGURE.findall(text)}
+
+
+@pytest.mark.parametrize("title", findings())
+def test_every_figure_of_a_finding_stands_in_the_results_that_it_names(title):
+    prose = findings()[title]
+    named = re.findall(r"\]\((results/[^)]*\.md)\)", prose)
+    assert named, f"{title} names no results"
+    known = set().union(*(plain_figures((ROOT / path).read_text(encoding="utf-8")) for path in named))
+    assert figures_of(prose) <= known
+
+
 def test_every_file_and_command_that_they_name_is_there():
     for path in re.findall(r"\]\(((?!http)[^)]*)\)", README + GUIDE):
         assert (ROOT / path).exists(), path
