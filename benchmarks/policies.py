@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.policies --data-dir DIR --out results/frontier/policies`` trains the network of the preset
 ``frontier`` for an epoch on the preset's training images, and lets ``lrbench.tune`` choose by batches of those that
-follow: one policy for each least cosine of the weights' gradients, named by it. It wants the machine to itself.
+follow: one policy for each least cosine of the weights' gradients, named by it, and written if no stricter cosine gave
+the same. It wants the machine to itself.
 """
 
 import argparse
@@ -45,12 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "| policy | least cosine asked | least had | held, MiB | peak, MiB | peak / native | layers |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
+    written: set[str] = set()
     for cosine in COSINES:
         tuned = lrbench.tune(model, batch, check=check, cosine=cosine, processes=options.processes, progress=print)
         name = f"tuned-{round(100 * cosine)}"
         lines.append(f"| {name} | {cosine:g} {_row(tuned)}")
-        if options.out is not None:
-            write_atomically(options.out / f"{name}.toml", tuned.policy.to_toml())
+        policy = tuned.policy.to_toml()
+        if options.out is not None and policy not in written:
+            write_atomically(options.out / f"{name}.toml", policy)
+        written.add(policy)
     text = "\n".join([*lines, ""])
     print(text)
     if options.out is not None:
