@@ -46,15 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "| policy | least cosine asked | least had | held, MiB | peak, MiB | peak / native | layers |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    written: set[str] = set()
+    names: dict[str, str] = {}
     for cosine in COSINES:
         tuned = lrbench.tune(model, batch, check=check, cosine=cosine, processes=options.processes, progress=print)
         name = f"tuned-{round(100 * cosine)}"
-        lines.append(f"| {name} | {cosine:g} {_row(tuned)}")
         policy = tuned.policy.to_toml()
-        if options.out is not None and policy not in written:
+        same = names.setdefault(policy, name)
+        lines.append(f"| {name if same == name else f'{name}, which is {same}'} | {cosine:g} {_row(tuned)}")
+        if options.out is not None and same == name:
             write_atomically(options.out / f"{name}.toml", policy)
-        written.add(policy)
+        elif options.out is not None:
+            (options.out / f"{name}.toml").unlink(missing_ok=True)
     text = "\n".join([*lines, ""])
     print(text)
     if options.out is not None:

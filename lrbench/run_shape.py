@@ -200,7 +200,7 @@ _SAVED = _table(
 )
 _GRADIENT = _table({_TEXT: "layer", _NUMBER: "cosine cosine_min error bias"}, needs="layer cosine_min")
 _TIMED = _table({_TEXT: "layer", _NUMBER: "lowering_ms compressing_ms"}, needs="layer")
-_QUARTILES = _table({_NUMBER: "median q25 q75"})
+_QUARTILES = _table({_ABOVE_ZERO: "median", _NUMBER: "q25 q75"})
 _EXTREMES = _table({_ABOVE_ZERO: "median", _NUMBER: "min max"})
 _LEAVES = {
     _TEXT: "reason outcome outcome_detail traceback started finished layers_reason gradients_reason step_reason "

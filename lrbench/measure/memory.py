@@ -29,9 +29,6 @@ __all__ = ["Peak", "PeakUnavailableError", "measure_peak", "peak_of", "workspace
 
 Step = Callable[[], object]
 
-_ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES")
-"""What the environment may tell glibc's allocator, such as to keep memory that is freed."""
-
 
 class PeakUnavailableError(RuntimeError):
     """The peak cannot be measured here."""
@@ -88,9 +85,7 @@ def measure_peak(
     on_cpu = argument.get("device", "cpu") == "cpu"
     if on_cpu and not Path("/proc/self/clear_refs").exists():
         raise PeakUnavailableError("the peak cannot be reset without /proc/self/clear_refs (Linux)")
-    small = str(64 << 10)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_ALLOCATOR)}
-    environment = {**kept, "MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
+    environment = _environment()
     command = [sys.executable, "-m", "lrbench.measure.memory", target, json.dumps(argument)]
 
     def once(_: int) -> Peak:
@@ -108,6 +103,16 @@ def measure_peak(
 
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(once, range(processes)))
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, in which glibc's allocator is told to give memory back, and nothing else."""
+    small = str(64 << 10)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    # Other tunables stay: there are machines where torch cannot be loaded without them.
+    tunables = [text for text in kept.pop("GLIBC_TUNABLES", "").split(":") if not text.startswith("glibc.malloc.")]
+    told = {"GLIBC_TUNABLES": ":".join(tunables)} if any(tunables) else {}
+    return {**kept, **told, "MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
 
 
 def peak_of(step: Step, device: str = "cpu") -> Peak:

@@ -116,9 +116,9 @@ def suffix_of(place: int, studies: int) -> str:
 
 def _chapter(study: Study, pictures: Mapping[str, Picture], suffix: str) -> Chapter:
     verdicts = [*judge(study), *judge_prices(study)]
-    by_topic: dict[str, list[Headline]] = {}
+    by_topic: dict[str, list[Headline]] = {title: [] for title, *_ in _SECTIONS}
     for headline in headlines(verdicts):
-        by_topic.setdefault(headline.topic, []).append(headline)
+        by_topic[headline.topic].append(headline)
     sections = []
     for title, names, listings in _SECTIONS:
         own = tuple(verdict for verdict in verdicts if verdict.topic == title and verdict.text)
@@ -127,7 +127,8 @@ def _chapter(study: Study, pictures: Mapping[str, Picture], suffix: str) -> Chap
         if own or shown or tables:
             anchor = f"{title.lower().replace(' ', '-')}{suffix}"
             sections.append(Section(anchor, title, own, shown, tables))
-    return Chapter(study.setting, suffix, by_topic, tuple(sections), list_runs(study))
+    told = {topic: found for topic, found in by_topic.items() if found}
+    return Chapter(study.setting, suffix, told, tuple(sections), list_runs(study))
 
 
 def _subtitle(records: Sequence[Record]) -> str:

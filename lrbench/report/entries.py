@@ -64,6 +64,11 @@ class Comparison:
     plain_chance: tuple[int, ...]
     test_images: int | None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends of the interval."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 @dataclass(frozen=True)
 class Gradients:

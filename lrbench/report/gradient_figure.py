@@ -45,14 +45,14 @@ def draw_chain(study: Study) -> Drawing:
     for handle in handles:
         handle.set_linestyle("")
     handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1, label="as large as the blocks' error"))
-    bars = [(x, c.low, c.high) for x, c in costs if c.low is not None and c.high is not None]
+    bars = [(x, *c.interval) for x, c in costs if c.interval]
     if bars:
         handles.append(Line2D([], [], color=MUTED, linewidth=1.6, label="paired t 90 % interval"))
     legend(fig, handles)
     named = ""
     if len(cells) <= NAMED:
         named = ", with the cell's mask"
-        name_points(right, [(x, float(c.mean or 0), c.cell.mask) for x, c in costs], bars)
+        name_points(right, [(x, float(c.mean or 0), c.cell.mask) for x, c in costs], bars=bars)
     return fig, (
         "Left: the mean relative error of a layer's blocks, and that of the gradient of its weight, a point for each "
         "run and compressed layer. Right: the largest such error among all weights of a cell, mean over seeds, and "
@@ -72,11 +72,11 @@ def _costs(
     ax.margins(x=0.25, y=0.12)
     known = {(comparison.cell.mask, comparison.cell.label): comparison for comparison in comparisons}
     pairs = [(entry.error, known.get((entry.cell.mask, entry.cell.label))) for entry in cells]
-    drawn = [(error, comparison) for error, comparison in pairs if comparison and comparison.mean is not None]
+    drawn = [(x, comparison) for x, comparison in pairs if np.isfinite(x) and comparison and comparison.differences]
     for compressor in dict.fromkeys(comparison.cell.compressor for _, comparison in drawn):
         look = style[compressor]
         mine = [(x, comparison) for x, comparison in drawn if comparison.cell.compressor == compressor]
-        bars = [(x, c.low, c.high) for x, c in mine if c.low is not None and c.high is not None]
+        bars = [(x, *c.interval) for x, c in mine if c.interval]
         if bars:
             ax.vlines(*zip(*bars, strict=True), color=look.colour, linewidth=1.6, alpha=0.5)
         spots = zip(*((x, comparison.mean) for x, comparison in mine), strict=True)

@@ -29,6 +29,7 @@ _AWAY = 0.2
 def name_points(
     ax: Axes,
     names: Sequence[tuple[float, float, str]],
+    marks: Sequence[tuple[float, float]] = (),
     bars: Sequence[tuple[float, float, float]] = (),
     line: Sequence[tuple[float, float]] = (),
 ) -> None:
@@ -40,8 +41,10 @@ def name_points(
         Panel of a figure that is otherwise complete: its layout and its limits are settled here.
     names
         Points in data coordinates, each with its name.
+    marks
+        Points without a name, which names are to leave free, too.
     bars
-        Vertical lines that names are to leave free, too: x, low, high.
+        Vertical lines of which the same is true: x, low, high.
     line
         Corners of a line of which the same is true.
     """
@@ -62,7 +65,8 @@ def name_points(
         return np.asarray(ax.transData.transform(np.asarray(corners, dtype=float))) * to_points
 
     spots = place([(x, y) for x, y, _ in names])
-    taken = [np.concatenate([spot - MARK, spot + MARK]) for spot in spots]
+    others = place(marks) if marks else spots[:0]
+    taken = [np.concatenate([spot - MARK, spot + MARK]) for spot in (*spots, *others)]
     for x, low, high in bars:
         ends = place([(x, low), (x, high)])
         taken.append(np.concatenate([ends[0] - 1, ends[1] + 1]))

@@ -75,7 +75,7 @@ class Headline:
 
 
 def judge(study: Study) -> list[Verdict]:
-    """Judge everything that a study measured, failed at, or left unmeasured."""
+    """Judge what a study measured, failed at, or left unmeasured, each thing by itself."""
     mask = plain_mask(study)
     return [
         *(_judge_comparison(contrast) for contrast in compare_cells(study)),

@@ -80,7 +80,11 @@ def test_a_known_allocation_is_found_within_three_percent(library):
 
 @linux
 @pytest.mark.parametrize(
-    ("name", "value"), [("MALLOC_TOP_PAD_", str(256 * MIB)), ("GLIBC_TUNABLES", f"glibc.malloc.top_pad={256 * MIB}")]
+    ("name", "value"),
+    [
+        ("MALLOC_TOP_PAD_", str(256 * MIB)),
+        ("GLIBC_TUNABLES", f"glibc.rtld.optional_static_tls=512:glibc.malloc.top_pad={256 * MIB}"),
+    ],
 )
 def test_an_allocator_that_was_told_to_keep_memory_does_not_hide_it(name, value, monkeypatch):
     monkeypatch.setenv(name, value)

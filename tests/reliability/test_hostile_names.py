@@ -84,7 +84,7 @@ def test_no_name_becomes_an_element_or_an_attribute_of_the_page(folder: Path) ->
 
 def test_no_name_becomes_an_element_of_a_figure(folder: Path) -> None:
     figures = list((folder / "figures").glob("*.svg"))
-    assert len(figures) == 9
+    assert len(figures) == 10
     for figure in figures:
         assert not re.search(
             r"<(script|img|foreignObject)|\bon\w+=", re.sub(r"<!--.*?-->", "", figure.read_text(), flags=re.S)

@@ -41,6 +41,7 @@ ODD = [
     ("gradients[0].cosine_min", None),
     ("step.ratio", 2.0),
     ("step.ratio.median", "2"),
+    ("step.ratio.median", 0),
     ("step.layers", {"layer": "features.0"}),
     ("peak.plain_bytes.median", 0),
     ("savings.layers", 5),
