@@ -401,4 +401,21 @@ BUGS = [
         "report/test_verdicts.py",
         "missing_does_not_shift_the_pairs",
     ),
+    Bug(
+        "what did not learn among the best",
+        "report/prices.py",
+        "priced_by(prices, kind) if cell.learnt]\n    spots",
+        "priced_by(prices, kind)]\n    spots",
+        "report/test_prices.py",
+        "did_not_learn",
+    ),
+    # Measuring
+    Bug(
+        "an allocator that keeps memory",
+        "measure/memory.py",
+        'if not name.startswith("MALLOC_")}',
+        'if name != "MALLOC_"}',
+        "measure/test_memory.py",
+        "told_to_keep",
+    ),
 ]
