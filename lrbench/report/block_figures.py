@@ -299,7 +299,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, column: str, names: list[str], style: d
     ax.set_ylim(len(names) - 0.5, -0.6)
     ax.set(xlabel="", ylabel="")
     ax.grid(False, axis="y")
-    for name in set(names) - set(present):
+    for name in (name for name in names if name not in present):
         _remark(ax, names.index(name), "no blocks here")
 
 

@@ -53,6 +53,17 @@ def test_mean_ranks_are_of_all_blocks_not_of_those_that_are_kept():
     assert means == {"mean 7.0"}
 
 
+def test_what_has_no_blocks_is_remarked_in_the_order_of_its_names():
+    # An order that hangs on the process would give the same runs other bytes.
+    names = ["aca", "aca-estimate", "rsvd", "qr-svd", "cpqr", "id"]
+    alone = [make_record("100000", name) for name in names]
+    fig, _ = draw_ranks(study(make_record("000000"), make_record("101010", "svd"), *alone))
+    for ax in fig.axes[1:3]:
+        places = [text.get_position()[1] for text in ax.texts if text.get_text() == "no blocks here"]
+        assert len(places) == len(names)
+        assert places == sorted(places)
+
+
 @pytest.fixture(autouse=True)
 def _close_figures():
     yield
