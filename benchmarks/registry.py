@@ -100,7 +100,8 @@ def _measure(options: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, Any]]
             saved = held[LAYERS[shape]]
             rows.append({"layer": LAYERS[shape], "shape": shape, **_quality(compressor, eps, inputs, singular, saved)})
             if compressor.uses_eps or eps == TOLERANCES[0]:  # else its time is the same
-                kinds[_key(compressor.uses_eps, name_, eps)] = Kind(_call(name_, eps), BATCH, threads)
+                key = _key(compressor.uses_eps, name_, eps)
+                kinds[key] = Kind(_call(name_, eps), BATCH, threads, compressor.period)
         print(f"{shape}: timing {len(kinds)} kinds", file=sys.stderr)
         times[shape] = measure_kinds(kinds, inputs, options.rounds, threads)
     table = pd.DataFrame(rows)
@@ -188,7 +189,8 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any]) -> str:
         "*rank / EY*: mean rank over the least that any pair of factors needs (Eckart and Young). *above*: share of",
         "the blocks whose true error exceeds eps. *bytes*: all that is held for a batch. *cut*: 1 − bytes /",
         "denominator; – for *saved* where somebody else keeps the input, so that nothing is freed. *time*: from images",
-        f"to packed and checked factors, over F.unfold's, ratio of medians of {facts['rounds']} calls, [quartiles]. A",
+        f"to packed and checked factors, over F.unfold's, ratio of medians of {facts['rounds']} calls, [quartiles]; of",
+        "`warm`, of means over the calls from one refresh of its basis to the next. A",
         "method without eps is the same at both; whether its error is below eps is chance.",
         "",
         "## Which wins where",

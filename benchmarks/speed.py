@@ -40,11 +40,15 @@ Call = Callable[[Tensor], object]
 
 
 class Kind(NamedTuple):
-    """One thing that is timed: what to call, on how many of a batch's images, and with how many threads."""
+    """One thing that is timed: what to call, on how many of a batch's images, and with how many threads.
+
+    ``calls`` are timed together, on one batch after the other, where not all take the same.
+    """
 
     call: Call
     images: int
     threads: int
+    calls: int = 1
 
 
 class Promise(NamedTuple):
@@ -216,13 +220,15 @@ def measure_kinds(
         for name in order.permutation(names):
             kind = kinds[name]
             # The first batch was used to try things out.
-            before, x = (batches[1 + (number + k) % (len(batches) - 1)][: kind.images] for k in (0, 1))
+            places = (1 + (number + k) % (len(batches) - 1) for k in range(kind.calls + 1))
+            before, *timed = (batches[place][: kind.images] for place in places)
             torch.set_num_threads(kind.threads)
             time.sleep(RESTS)
             kind.call(before)
             start = time.perf_counter()
-            kind.call(x)
-            seconds[name].append((time.perf_counter() - start) / len(x))
+            for x in timed:
+                kind.call(x)
+            seconds[name].append((time.perf_counter() - start) / sum(map(len, timed)))
     torch.set_num_threads(threads)
     return seconds
 

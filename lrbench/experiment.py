@@ -27,7 +27,7 @@ from lrbench.measure.layers import measure_layers
 from lrbench.measure.memory import Peak
 from lrbench.measure.savings import measure_savings
 from lrbench.measure.steps import measure_step_peaks
-from lrbench.measure.time import quartiles, split_steps, time_steps
+from lrbench.measure.time import period_of, quartiles, split_steps, time_steps
 from lrbench.store import SCHEMA, Record, run_id
 from lrbench.training import (
     Config,
@@ -66,7 +66,7 @@ class Experiment:
     command, preset : str
         As they were given.
     alone : callable
-        Gives a context in which nothing else uses the machine: steps are timed, and peaks measured, within it.
+        Gives a context in which nothing else uses the machine: steps are timed within it.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Experiment:
             return []
         batches = (self._batch(k, config) for k in range(self._batches(config)))
         rows = measure_gradients(model, plain_copy(model), batches, config.seed)
-        return [{key: None if value == math.inf else value for key, value in row.items()} for row in rows]
+        return [{key: value if _is_json(value) else None for key, value in row.items()} for row in rows]
 
     def _step_times(self, model: nn.Module, config: Config) -> dict[str, Any]:
         """Time steps of copies of the model, side by side with the plain one."""
@@ -210,7 +210,7 @@ class Experiment:
                 absent = dict.fromkeys(("wrapped_ms", "ratio", "lowering_ms", "compressing_ms", "rest_ms"))
                 return {**absent, "plain_ms": quartiles(seconds, 1e3), "layers": [], "rounds": self.rounds}
             kinds = [self._step(wrapped, config), self._step(plain, config)]
-            first, second = time_steps(kinds, self.rounds, device=config.device)
+            first, second = time_steps(kinds, self.rounds, device=config.device, period=period_of(wrapped))
             split = split_steps(wrapped, kinds[0], max(3, self.rounds // 2), config.device)
         return {
             "wrapped_ms": quartiles(first, 1e3),
@@ -226,11 +226,10 @@ class Experiment:
         x, y = self._batch(0, config)
         named = ("dataset", "model", "structure", "widths", "batch_size", "device", "threads")
         key = tuple(getattr(config, name) for name in named)
-        with self.alone():
-            if key not in self._plain_peaks:
-                self._plain_peaks[key] = measure_step_peaks(plain_copy(model), x, y, self.processes)
-            plain = self._plain_peaks[key]
-            wrapped = measure_step_peaks(model, x, y, self.processes) if _changed(model) else None
+        if key not in self._plain_peaks:
+            self._plain_peaks[key] = measure_step_peaks(plain_copy(model), x, y, self.processes)
+        plain = self._plain_peaks[key]
+        wrapped = measure_step_peaks(model, x, y, self.processes) if _changed(model) else None
         if min(_median(plain), _median(wrapped or plain)) <= 0:
             raise NotMeasured("the step is too small to add a page of memory")
         return {
@@ -266,6 +265,10 @@ class Experiment:
         part = slice(start, min(start + config.batch_size, config.train_size))
         images, labels = self.data.train_images[part], self.data.train_labels[part]
         return to_float(images.to(config.device)), labels.to(config.device)
+
+
+def _is_json(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _changed(model: nn.Module) -> bool:

@@ -309,7 +309,7 @@ def test_a_run_trains_beside_others_on_the_machine_and_is_timed_alone(tmp_path, 
     assert refused == {"train": {"measure"}, "time_steps": {"train", "measure"}}
 
 
-def test_steps_are_timed_and_peaks_measured_alone_and_training_is_not(tmp_path, monkeypatch):
+def test_steps_are_timed_alone_and_nothing_else_is_done_so(tmp_path, monkeypatch):
     import lrbench.experiment as experiment
     from lrbench.measure.memory import Peak
 
@@ -339,10 +339,5 @@ def test_steps_are_timed_and_peaks_measured_alone_and_training_is_not(tmp_path, 
     assert {name for name, seen in states.items() if seen == {True}} == {
         "time_steps",
         "split_steps",
-        "measure_step_peaks",
     }
-    assert {name for name, seen in states.items() if seen == {False}} == states.keys() - {
-        "time_steps",
-        "split_steps",
-        "measure_step_peaks",
-    }
+    assert {name for name, seen in states.items() if seen == {False}} == states.keys() - {"time_steps", "split_steps"}

@@ -83,6 +83,8 @@ class Compressor:
         Whether a block's factors depend on the other blocks of the batch.
     stateful : bool
         Whether they depend on earlier calls: see :meth:`state_dict`.
+    period : int
+        Calls after which its work repeats. What one takes is the mean over so many, however much one of them takes.
     randomized : bool
         Whether they depend on random numbers, which a parameter ``seed`` fixes.
     low_rank : bool
@@ -100,6 +102,7 @@ class Compressor:
     forms_blocks: bool = True
     pooled: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
+    period: int = 1
     randomized: ClassVar[bool] = False
     low_rank: ClassVar[bool] = True
     on_input: ClassVar[bool] = False

@@ -34,7 +34,7 @@ class WarmBasis(BatchBasis):
         super().__init__(eps, factors)
         if not isinstance(refresh, int) or refresh < 1:
             raise ValueError(f"refresh is {refresh!r}: use a whole number of at least 1")
-        self.refresh = refresh
+        self.refresh = self.period = refresh
         self._basis: Tensor | None = None
         self._calls = 0
         self._used = 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lrbench.compressors import compressor_class, named_files
 from lrbench.measure.memory import Peak, PeakUnavailableError, measure_peak
+from lrbench.measure.time import period_of
 from lrbench.training import training_step
 
 __all__ = ["loaded_step", "measure_step_peaks"]
@@ -18,6 +19,9 @@ __all__ = ["loaded_step", "measure_step_peaks"]
 
 def measure_step_peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int = 5) -> list[Peak]:
     """Measure the peak memory of a training step, with model, batch and the state of Adam resident before it.
+
+    Gradients are the step's own: they are not there before it. Where the work of a compressor repeats after some steps,
+    it is the highest peak of so many.
 
     Parameters
     ----------
@@ -59,7 +63,7 @@ _CUDNN = ("allow_tf32", "deterministic", "benchmark")
 
 
 def loaded_step(argument: dict[str, Any]) -> tuple[Callable[[], object], nn.Module]:
-    """Make the step, in the process that measures it."""
+    """Make the step, or a period of them, in the process that measures it."""
     torch.set_num_threads(argument["threads"])
     for place in argument["files"]:
         compressor_class(place)
@@ -68,5 +72,13 @@ def loaded_step(argument: dict[str, Any]) -> tuple[Callable[[], object], nn.Modu
     # It was written by this user a moment ago, in a folder of its own.
     given = torch.load(argument["file"], weights_only=False, map_location=argument["device"])
     model, x, y = given["model"].train(), given["x"], given["y"]
-    optimizer = torch.optim.Adam(model.parameters())
-    return lambda: training_step(model, optimizer, x, y), model
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    period = period_of(model)
+
+    def step() -> None:
+        for _ in range(period):
+            training_step(model, optimizer, x, y)
+        # What a step leaves behind would be there before the next one, which lets go of it first of all.
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, model

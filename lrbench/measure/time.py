@@ -1,5 +1,6 @@
 """How long a training step takes, beside the plain model's, and where the time goes."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +15,24 @@ from torch import Tensor, nn
 from lrbench.conv import compressed_layers
 from lrbench.im2col import Im2col
 
-__all__ = ["quartiles", "split_steps", "time_steps"]
+__all__ = ["period_of", "quartiles", "split_steps", "time_steps"]
 
 Step = Callable[[int], object]
 """Does one training step; the argument is its number, so that steps of one kind see one batch after the other."""
 
 
-def time_steps(steps: Sequence[Step], rounds: int, warmup: int = 2, device: str = "cpu") -> list[list[float]]:
+def period_of(model: nn.Module) -> int:
+    """Steps after which the work of a model's compressors repeats: a median over single ones would hide the rare."""
+    return math.lcm(*(layer.compressor.period for layer in compressed_layers(model).values()))
+
+
+def time_steps(
+    steps: Sequence[Step], rounds: int, warmup: int = 2, device: str = "cpu", period: int = 1
+) -> list[list[float]]:
     """Time several kinds of step side by side.
 
-    Each round takes one step of each kind, in an order that is turned from round to round, so that a machine whose
-    speed drifts treats all alike.
+    Each round takes one step of each kind, or a period of them, in an order that is turned from round to round, so that
+    a machine whose speed drifts treats all alike.
 
     Parameters
     ----------
@@ -36,20 +44,23 @@ def time_steps(steps: Sequence[Step], rounds: int, warmup: int = 2, device: str 
         Rounds before those.
     device : str
         Where the steps compute: what is queued there is waited for.
+    period : int
+        Steps that are timed together: see :func:`period_of`.
 
     Returns
     -------
     list of list of float
-        Seconds, for each kind and round.
+        Seconds a step, for each kind and round.
     """
     seconds: list[list[float]] = [[] for _ in steps]
     for number in range(warmup + rounds):
         for offset in range(len(steps)):
             kind = (number + offset) % len(steps)
             start = _now(device)
-            steps[kind](number)
+            for step in range(period * number, period * (number + 1)):
+                steps[kind](step)
             if number >= warmup:
-                seconds[kind].append(_now(device) - start)
+                seconds[kind].append((_now(device) - start) / period)
     return seconds
 
 
@@ -62,16 +73,18 @@ def split_steps(model: nn.Module, step: Step, rounds: int, device: str = "cpu") 
     Returns
     -------
     dict
-        Medians in milliseconds: lowering_ms, compressing_ms, rest_ms, and layers, a list of dict with layer,
-        lowering_ms and compressing_ms.
+        Medians over the rounds, of means over a period of steps, in milliseconds: lowering_ms, compressing_ms, rest_ms,
+        and layers, a list of dict with layer, lowering_ms and compressing_ms.
     """
     step(0)
+    period = period_of(model)
     names = list(compressed_layers(model))
     measured: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for number in range(1, rounds + 1):
+    for number in range(rounds):
         with _clocks(model, device) as spent:
             start = _now(device)
-            step(number)
+            for k in range(period):
+                step(1 + period * number + k)
             total = _now(device) - start
         for name in names:
             measured["lowering", name].append(spent["lowering", name])
@@ -81,7 +94,7 @@ def split_steps(model: nn.Module, step: Step, rounds: int, device: str = "cpu") 
         measured["lowering", ""].append(lowering)
         measured["compressing", ""].append(compressing)
         measured["rest", ""].append(total - lowering - compressing)
-    median = {key: 1e3 * float(np.median(values)) for key, values in measured.items()}
+    median = {key: 1e3 / period * float(np.median(values)) for key, values in measured.items()}
     return {
         **{f"{part}_ms": median[part, ""] for part in ("lowering", "compressing", "rest")},
         "layers": [

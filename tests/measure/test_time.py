@@ -2,9 +2,10 @@ import pytest
 import torch
 from runs import config, photos
 
+import lrbench
 from lrbench.conv import compressed_layers
 from lrbench.im2col import Im2col
-from lrbench.measure.time import quartiles, split_steps, time_steps
+from lrbench.measure.time import period_of, quartiles, split_steps, time_steps
 from lrbench.training import make_model
 
 
@@ -26,6 +27,43 @@ def spend(monkeypatch):
 
     monkeypatch.setattr("lrbench.measure.time._now", lambda device: now)
     return spend
+
+
+def test_steps_of_a_period_are_timed_together(spend):
+    taken = []
+
+    def rare(k):
+        taken.append(k)
+        spend(8.0 if k % 4 == 3 else 1.0)
+
+    (seconds,) = time_steps([rare], rounds=2, warmup=1, period=4)
+    assert seconds == [2.75, 2.75]
+    assert taken == list(range(12))
+
+
+def test_a_models_period_is_that_of_all_its_compressors():
+    model = make_model(config(mask="101000", compressor="svd"), 10)
+    assert period_of(model) == 1
+    first, second = compressed_layers(model).values()
+    first.compressor, second.compressor = (lrbench.get_compressor("warm", refresh=k) for k in (4, 6))
+    assert period_of(model) == 12
+    assert period_of(lrbench.unwrap(model)) == 1
+
+
+def test_what_only_some_steps_do_is_in_the_split(monkeypatch, spend):
+    model = make_model(config(mask="100000", compressor="warm"), 10)
+    (layer,) = compressed_layers(model).values()
+    layer.compressor.period = 3
+    calls = []
+
+    def compress(blocks, compress=layer.compressor.compress):
+        calls.append(None)
+        spend(3.0 if len(calls) % 3 == 0 else 0.0)
+        return compress(blocks)
+
+    monkeypatch.setattr(layer.compressor, "compress", compress)
+    x = photos().train_images[:4].float() / 255
+    assert split_steps(model, lambda number: model(x), rounds=2)["compressing_ms"] == 1000.0
 
 
 def test_the_seconds_are_each_steps_own(spend):
