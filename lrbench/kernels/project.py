@@ -169,7 +169,7 @@ def residuals(
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, pixels)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
-            _widen_lines(V[first + k], power[b, 5], columns, pitch, B, k)
+            _widen_lines(V[first + k], power[b, 5], columns, pitch, lines, B, k)
             u = U[first + k]
             for i in range(m):
                 c[i, k] = -np.float64(u[i]) * power[b, 3]
@@ -241,10 +241,9 @@ def _store(values: Any, f: float, g: float, stored: Any, back: Any) -> None:  # 
 
 @exact
 def _widen_lines(
-    stored: Any, g: float, columns: int, pitch: int, B: Any, k: int
+    stored: Any, g: float, columns: int, pitch: int, lines: int, B: Any, k: int
 ) -> None:  # pragma: no cover (compiled)
-    """A row times g into ``B[:, k]``, part by part, its lines standing where a padded image's do; the rest stays."""
-    lines = B.shape[2] // pitch
+    """A row times g into ``B[:, k]``, so many lines a part, standing where a padded image's do; the rest stays."""
     for y in range(len(stored) // columns):
         line = stored[y * columns : (y + 1) * columns]
         into = B[y // lines, k, y % lines * pitch : y % lines * pitch + columns]
