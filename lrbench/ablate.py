@@ -236,8 +236,12 @@ def _run_all(
                     record = outcome
                 else:
                     record = experiment.failed(config, outcome.reason, outcome.seconds)
+                try:
+                    write_run(folder, record)
+                except ValueError as error:  # a number that is none, in what somebody's code measured
+                    record = experiment.failed(config, f"its record cannot be written: {error}", record["seconds"])
+                    write_run(folder, record)
                 said = _headline(record) if is_finished(record) else f"failed: {record['reason']}"
-                write_run(folder, record)
                 bar.write(f"{describe(config)}: {said} ({record['seconds']:.0f} s)", file=sys.stdout)
                 for line in details(record) if is_loud() else ():
                     bar.write(line, file=sys.stdout)

@@ -1,5 +1,6 @@
 """Where a result comes from: versions, machine, commit."""
 
+import hashlib
 import platform
 import subprocess
 from functools import cache
@@ -11,7 +12,7 @@ import torch
 
 import lrbench
 
-__all__ = ["device_name", "environment"]
+__all__ = ["code_hash", "device_name", "environment"]
 
 
 @cache
@@ -29,9 +30,21 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
+def code_hash() -> str:
+    """Hash the package's source, but for the report, which changes no run: another commit may compute otherwise."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if "report" not in path.relative_to(package).parts:
+            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def device_name(device: str) -> str:
-    """Name a device: a GPU's model, or the CPU as ``cpu``."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    """Name a device: a GPU's model, or the CPU as ``cpu``; one that is not here, as it was asked for."""
+    here = device.startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if here else device
 
 
 def _commit() -> tuple[str | None, bool | None]:

@@ -69,18 +69,19 @@ def build_foreign(name: str, classes: int) -> nn.Module:
 
 
 def structure_of(model: nn.Module) -> str:
-    """Hash the names and kinds of a model's layers, the shapes of its numbers and the geometry of its convolutions.
+    """Hash the names and kinds of a model's layers, what they say of themselves, and the shapes of its numbers.
 
-    Two models of one name that differ in these are different models: runs are told apart by it.
+    Two models of one name that differ in these are different models: runs are told apart by it. What a ``forward`` of
+    their own does is not seen.
     """
-    lines = [f"{name} {type(module).__name__} {_geometry(module)}" for name, module in model.named_modules()]
+    lines = [f"{name} {type(module).__name__} {_said(module)}" for name, module in model.named_modules()]
     lines += [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in model.state_dict().items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _geometry(module: nn.Module) -> str:
+def _said(module: nn.Module) -> str:
     if not isinstance(module, nn.Conv2d):
-        return ""
+        return module.extra_repr()
     # What most have is left out: runs that were told apart without it stay what they are.
     mode = "" if module.padding_mode == "zeros" else f" {module.padding_mode}"
     return f"{module.kernel_size} {module.stride} {module.padding} {module.dilation} {module.groups}{mode}"

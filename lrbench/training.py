@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lrbench
 from lrbench import distributed
 from lrbench.compressors import NonFiniteBlockError, compressor_class, get_compressor
 from lrbench.conv import Path as CompressionPath
 from lrbench.conv import compressed_layers, wrap
 from lrbench.datasets import Dataset, to_float
+from lrbench.environment import code_hash
 from lrbench.files import DamagedFileError, read_sealed, set_aside, write_sealed
 from lrbench.foreign import structure_of
 from lrbench.models import build_model
@@ -430,4 +430,4 @@ def _take_up(content: bytes, config: Config, trained: Trained, optimizer: torch.
 
 def _maker(config: Config) -> dict[str, Any]:
     """What must agree for a run to be taken up exactly."""
-    return {"config": config.to_json(), "torch": str(torch.__version__), "lrbench": lrbench.__version__}
+    return {"config": config.to_json(), "torch": str(torch.__version__), "lrbench": code_hash()}

@@ -9,6 +9,7 @@ import pytest
 from runs import photos, signal_when_there
 
 import lrbench.ablate as ablate
+from lrbench.conv import compressed_layers
 from lrbench.store import read_runs, write_run
 
 SMALL = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
@@ -42,6 +43,22 @@ def test_a_grid_ends_in_runs_tables_figures_and_a_page(finished):
     for name in ("runs.csv", "epochs.csv", "layers.csv", "summary.md", "report.html", "figures/accuracy.png"):
         assert (finished / name).stat().st_size > 0, name
     assert not list((finished / "checkpoints").glob("*"))
+
+
+def test_a_record_that_cannot_be_written_is_a_failed_run_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    import lrbench.experiment as experiment
+
+    def measured(model, batches, seed):
+        rows = measure(model, batches, seed)
+        names = {layer.compressor.name for layer in compressed_layers(model).values()}
+        return [row | {"of_another": float("nan")} for row in rows] if "aca-estimate" in names else rows
+
+    measure = experiment.measure_layers
+    monkeypatch.setattr(experiment, "measure_layers", measured)
+    assert run(tmp_path) == 1
+    status = {record["config"]["compressor"]: record["status"] for record in read_runs(tmp_path)}
+    assert status == {None: "finished", "svd": "finished", "aca-estimate": "failed"}
+    assert "its record cannot be written" in capsys.readouterr().err
 
 
 def test_the_same_command_again_does_nothing(finished, capsys):

@@ -140,6 +140,13 @@ def test_what_cannot_be_measured_does_not_cost_what_was_trained(tmp_path, monkey
     assert "too large" in record[f"{what}_reason"]
 
 
+def test_figures_of_gradients_that_are_no_numbers_are_left_out(tmp_path, monkeypatch):
+    row = {"layer": "features.0", "cosine": float("nan"), "cosine_min": 0.5, "error": float("inf"), "bias": 0.1}
+    monkeypatch.setattr("lrbench.experiment.measure_gradients", lambda *_: [row])
+    record = quiet(tmp_path).run(config(epochs=1))
+    assert record["gradients"] == [row | {"cosine": None, "error": None}]
+
+
 def test_a_resumed_runs_seconds_are_those_of_all_its_epochs(tmp_path):
     run = config(epochs=1)
     experiment = quiet(tmp_path)

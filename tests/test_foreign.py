@@ -106,6 +106,14 @@ def test_another_model_under_the_same_name_is_another_run(module, tmp_path, caps
     assert "missing" in capsys.readouterr().out
 
 
+def test_what_layers_say_of_themselves_tells_models_apart():
+    made = [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(p), nn.BatchNorm2d(4, momentum=m), nn.MaxPool2d(k))
+        for p, m, k in ((0.1, 0.1, 2), (0.5, 0.1, 2), (0.1, 0.2, 2), (0.1, 0.1, 3), (0.1, 0.1, 2))
+    ]
+    assert len({structure_of(model) for model in made}) == 4
+
+
 def test_a_model_that_changes_under_way_is_not_trained_under_the_old_name(module):
     begun = config(model="mine:make", widths=(), structure=structure_of(build_model("mine:make", None, 10)), mask="00")
     assert make_model(begun, 10)(torch.rand(2, 3, 8, 8)).shape == (2, 10)

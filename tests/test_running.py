@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import misbehaving
 import pytest
+import torch
 from misbehaving import install
 from runs import PLAIN, config, photos, signal_when_there
 from test_ablate import GRID, QUIET, SMALL, results
@@ -131,6 +132,35 @@ def test_a_machine_that_cannot_do_a_run_ends_the_command_and_is_named(tmp_path):
     strange = [Job(setting(tmp_path), config(data_sha256="0" * 64, seed=seed)) for seed in (0, 1)]
     with pytest.raises(MachineError, match=f"{socket.gethostname()} .*SHA-256.*give this machine the same data"):
         list(in_processes(strange, 1, None, lambda *_: None))
+
+
+def test_a_process_whose_gpu_met_an_error_does_no_other_run(tmp_path, monkeypatch):
+    made = []
+
+    class Fake:
+        def __init__(self, environment):
+            self.alive = True
+            made.append(self)
+
+        def run(self, job, limit, on_epoch):
+            return {"status": "failed" if len(made) == 1 else "finished"}
+
+        def end(self):
+            self.alive = False
+
+    monkeypatch.setattr("lrbench.running.local.RunProcess", Fake)
+    for device, processes in (("cuda", 2), ("cpu", 1)):
+        made.clear()
+        jobs = [Job(setting(tmp_path), config(device=device, seed=seed)) for seed in (0, 1, 2)]
+        assert len(list(in_processes(jobs, 1, None, lambda *_: None))) == 3
+        assert len(made) == processes
+
+
+def test_a_lost_run_of_a_gpu_that_is_elsewhere_is_recorded(tmp_path):
+    record = Experiment(photos(), tmp_path).failed(config(device="cuda"), "it was killed", 1.0)
+    assert (record["reason"], record["status"]) == ("it was killed", "failed")
+    if not torch.cuda.is_available():
+        assert record["environment"]["device"] == "cuda"
 
 
 def test_that_no_process_can_be_started_ends_the_command(tmp_path, monkeypatch):

@@ -223,6 +223,10 @@ def of_another_torch(path):
     changed(path, lambda state: state["made_by"].update(torch="1.0"))
 
 
+def of_other_code(path):
+    changed(path, lambda state: state["made_by"].update(lrbench="0.1.0"))
+
+
 def without_its_last_weights(path):
     changed(path, lambda state: state["model"].popitem())
 
@@ -234,6 +238,7 @@ def without_its_last_weights(path):
         (with_a_flipped_bit, "corrupt"),
         (without_a_checksum, "corrupt"),
         (of_another_torch, "outdated"),
+        (of_other_code, "outdated"),
         (without_its_last_weights, "outdated"),
     ],
 )

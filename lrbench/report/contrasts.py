@@ -49,9 +49,9 @@ class Contrast:
     among : int
         How many these are.
     missing : tuple of int
-        Seeds that the preset plans, and that have no difference.
+        Seeds that the preset plans, and that have not both runs.
     odd : str
-        Which runs did not learn, so that the rest are not all that there is to say; empty if all did.
+        Which runs did not learn or failed, so that the rest are not all that there is to say; empty if none.
     gap : str
         Why there is no difference; empty where there is one.
     """
@@ -160,15 +160,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 class _Side(NamedTuple):
-    """The runs of a cell that have an accuracy, by seed; which did not learn; and why there are none, where that is."""
+    """The runs of a cell that have an accuracy, by seed; which have none to speak of; why none has; all seeds run."""
 
     runs: dict[int, Record]
     odd: str
     gap: str
+    seen: frozenset[int]
 
 
 def _contrast(study: Study, preset: Preset, comparison: PlannedComparison) -> Contrast:
-    cell, against = (_side(study, dict(each)) for each in (comparison.cell, comparison.against))
+    common = _common(preset)
+    cell, against = (_side(study, dict(each), common) for each in (comparison.cell, comparison.against))
     seeds = sorted(set(cell.runs) & set(against.runs))
     differences = {s: 100 * (_accuracy(cell.runs[s]) - _accuracy(against.runs[s])) for s in seeds}
     low, high = paired_interval(list(differences.values()), LEVEL)
@@ -187,32 +189,48 @@ def _contrast(study: Study, preset: Preset, comparison: PlannedComparison) -> Co
         images=two_way_interval(np.stack(complete)) if alike else None,
         p=None,
         among=len(preset.comparisons),
-        missing=tuple(seed for seed in preset.options.get("seeds", ()) if seed not in differences),
+        missing=tuple(seed for seed in preset.options.get("seeds", ()) if seed not in cell.seen & against.seen),
         odd=join([each.odd for each in (cell, against) if each.odd]),
         gap="" if seeds else cell.gap or against.gap or "not compared: no seed has both runs",
     )
 
 
-def _side(study: Study, cell: dict[str, Any]) -> _Side:
+def _common(preset: Preset) -> dict[str, Any]:
+    """Return the eps and the path that a preset has but one of: of these are the cells that name none."""
+    found = {}
+    for key in ("eps", "path"):
+        values = {value for grid in preset.grids for value in grid.get(key, preset.options.get(key, ()))}
+        if len(values) == 1:
+            found[key] = values.pop()
+    return found
+
+
+def _side(study: Study, cell: dict[str, Any], common: dict[str, Any]) -> _Side:
     runs = study.runs[[*_CELL, "id", "seed", "plain", "label", "status", "outcome", "accuracy_as_trained"]]
     for key in _CELL:
         if key in cell:
             runs = runs[(runs[key] == cell[key]).fillna(False).astype(bool)]
         elif key == "compressor":
             runs = runs[runs["plain"]]
+    for key in common.keys() - cell.keys():
+        runs = runs[(runs[key].isna() | (runs[key] == common[key])).astype(bool)]
     if runs.empty:
-        return _Side({}, "", "not run")
-    odd = runs[runs["outcome"].isin(["diverged", "chance"])]
-    seeds = ", ".join(str(seed) for seed in sorted(odd["seed"]))
-    said = "" if odd.empty else f"{_words(cell)} did not learn on seed{'s' if len(odd) > 1 else ''} {seeds}"
+        return _Side({}, "", "not run", frozenset())
+    seen = frozenset(int(seed) for seed in runs["seed"])
+    lost = {"did not learn": runs["outcome"].isin(["diverged", "chance"]), "failed": runs["status"] == "failed"}
+    told = []
+    for what, which in lost.items():
+        seeds = sorted(str(seed) for seed in runs["seed"][which])
+        told += [f"{what} on seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"] if seeds else []
+    said = f"{_words(cell)} {join(told)}" if told else ""
     runs = runs[(runs["status"] == "finished") & runs["accuracy_as_trained"].notna()]
     if runs.empty:
-        return _Side({}, said, f"not compared: {_words(cell)} gave no accuracy")
+        return _Side({}, said, f"not compared: {_words(cell)} gave no accuracy", seen)
     labels = list(dict.fromkeys(runs["label"]))
     if len(labels) > 1:
-        return _Side({}, "", f"not compared: {_words(cell)} has runs of {' and of '.join(labels)}")
+        return _Side({}, "", f"not compared: {_words(cell)} has runs of {' and of '.join(labels)}", seen)
     records = {record["id"]: record for record in study.records}
-    return _Side({int(s): records[name] for s, name in zip(runs["seed"], runs["id"], strict=True)}, said, "")
+    return _Side({int(s): records[name] for s, name in zip(runs["seed"], runs["id"], strict=True)}, said, "", seen)
 
 
 def _words(cell: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from scipy import stats
 from lrbench.report.contrasts import holm
 from lrbench.report.entries import Cell
 from lrbench.report.summaries import cell_of
-from lrbench.report.tables import Study, finished
+from lrbench.report.tables import Study
 
 __all__ = ["LEVEL", "Effect", "Effects", "estimate_effects"]
 
@@ -58,6 +58,8 @@ class Effects:
         Degrees of freedom of the residual.
     noise : float
         Its standard deviation, in points: what masks and seeds do beyond main effects and pairs.
+    left_out : tuple of str
+        Runs that gave no accuracy to fit, by mask and seed.
     main, pairs : tuple of Effect
     """
 
@@ -66,6 +68,7 @@ class Effects:
     seeds: int
     freedom: int
     noise: float
+    left_out: tuple[str, ...]
     main: tuple[Effect, ...]
     pairs: tuple[Effect, ...]
 
@@ -73,8 +76,7 @@ class Effects:
 @lru_cache(maxsize=1)
 def estimate_effects(study: Study) -> list[Effects]:
     """Estimate the effects of every variant whose masks, the plain model's among them, suffice to tell them apart."""
-    runs = finished(study)
-    runs = runs[runs["accuracy_as_trained"].notna() & runs["policy"].isna()]
+    runs = study.runs[study.runs["policy"].isna()]
     plain = runs[runs["plain"]]
     found = (_estimate(study, rows, plain) for _, rows in runs[~runs["plain"]].groupby("label", sort=False))
     return [effects for effects in found if effects is not None]
@@ -82,8 +84,14 @@ def estimate_effects(study: Study) -> list[Effects]:
 
 def _estimate(study: Study, rows: pd.DataFrame, plain: pd.DataFrame) -> Effects | None:
     names = _layer_names(study, len(str(rows["mask"].iloc[0])))
-    seeds = sorted(set(rows["seed"]))
-    used = pd.concat([plain[plain["seed"].isin(seeds)], rows])
+    used = pd.concat([plain[plain["seed"].isin(rows["seed"])], rows])
+    fits = (used["status"] == "finished") & used["accuracy_as_trained"].notna()
+    lost = used[~fits].sort_values(["mask", "seed"])
+    used = used[fits]
+    if used["plain"].all():
+        return None
+    seeds = sorted(set(used["seed"][~used["plain"]]))
+    used = used[used["seed"].isin(seeds)]
     if used["mask"].str.len().nunique() > 1:
         return None
     levels = np.array([[1.0 if bit == "1" else -1.0 for bit in mask] for mask in used["mask"]])
@@ -106,7 +114,8 @@ def _estimate(study: Study, rows: pd.DataFrame, plain: pd.DataFrame) -> Effects 
         2 * errors[count : -len(seeds)],
         freedom,
     )
-    return Effects(cell_of(rows.iloc[0]), used["mask"].nunique(), len(seeds), freedom, noise, main, both)
+    left_out = tuple(f"{mask} with seed {seed}" for mask, seed in zip(lost["mask"], lost["seed"], strict=True))
+    return Effects(cell_of(rows.iloc[0]), used["mask"].nunique(), len(seeds), freedom, noise, left_out, main, both)
 
 
 def _with_intervals(

@@ -145,6 +145,11 @@ def list_effects(study: Study) -> Listing:
         notes.append(
             f"{effects.cell.label}: {plural(effects.masks, 'mask')}, {plural(effects.seeds, 'seed')}, "
             f"{effects.freedom} degrees of freedom, residual {number(effects.noise)} points."
+            + (
+                f" Left out, for they gave no accuracy: {join(effects.left_out)}; what they cost is in no effect."
+                if effects.left_out
+                else ""
+            )
         )
     return Listing(
         caption="Effects of compressing each layer, and of pairs of layers beyond the sum, in points of accuracy",

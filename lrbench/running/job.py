@@ -70,8 +70,10 @@ class Job:
         UnwritableError
             If a checkpoint cannot be written.
         """
-        experiment, machine = _here(self.setting)
-        check(self.config, experiment.data)
+        machine = _machine()
+        with machine.shared():  # to read the data takes the machine, too
+            experiment = _experiment(self.setting)
+            check(self.config, experiment.data)
         return run_beside_others(self.config, experiment, machine, on_epoch)
 
 
@@ -90,14 +92,19 @@ def run_beside_others(
 
 
 @cache
-def _here(setting: Setting) -> tuple[Experiment, Machine]:
+def _machine() -> Machine:
+    return Machine()
+
+
+@cache
+def _experiment(setting: Setting) -> Experiment:
     """What this process does all runs of a command with: the data are read, and the plain model is weighed, once."""
     folder = setting.data_dir
     data = load_dataset(setting.dataset, folder if folder is not None and Path(folder).is_dir() else None)
-    checkpoints, machine = Path(setting.checkpoints), Machine()
+    checkpoints = Path(setting.checkpoints)
     shared = setting.rounds, setting.processes, setting.command, setting.preset
     seen = checkpoints if checkpoints.parent.is_dir() else None
-    return Experiment(data, seen, *shared, alone=machine.alone), machine
+    return Experiment(data, seen, *shared, alone=_machine().alone)
 
 
 def check(config: Config, data: Dataset) -> None:

@@ -12,7 +12,7 @@ from lrbench.experiment import Experiment
 from lrbench.running.job import Job, run_beside_others
 from lrbench.running.machine import Machine
 from lrbench.running.process import Lost, Outcomes, RunProcess
-from lrbench.store import Record
+from lrbench.store import Record, is_finished
 from lrbench.training import Config
 
 __all__ = ["in_processes", "in_this_process"]
@@ -106,7 +106,10 @@ class _Slot:
                 process = self._living()
                 if process is None:
                     return
-                tell((place, process.run(job.to_json(), limit, partial(_tell_epoch, tell, place))))
+                outcome = process.run(job.to_json(), limit, partial(_tell_epoch, tell, place))
+                if job.config.device.startswith("cuda") and isinstance(outcome, dict) and not is_finished(outcome):
+                    process.end()  # an error of a GPU stays with the process that met it
+                tell((place, outcome))
             except Exception as error:  # of this machine, and no run's fault
                 tell((place, error))
                 return

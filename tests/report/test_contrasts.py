@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from report_records import make_record, write_folder
+from report_records import make_failure, make_record, write_folder
 from scipy import stats
 
 from lrbench.presets import load_preset
@@ -90,6 +90,31 @@ def test_seeds_that_did_not_learn_are_not_dropped_in_silence():
     (study,) = make_studies(records)
     told = {verdict.subject: verdict for verdict in judge(study) if verdict.topic == "Comparisons"}
     assert told["every other layer, its tolerance kept"].tone == "bad"
+
+
+def test_seeds_that_failed_are_named_and_not_called_to_come():
+    records = some()
+    for k, made in enumerate(records):
+        if made["config"]["compressor"] == "svd" and made["config"]["seed"] == 1:
+            failure = make_failure(mask="101010", compressor="svd", seed=1)
+            records[k] = failure | {"environment": made["environment"], "outcome": None, "final": None}
+    contrast = contrasts(records)["every other layer, its tolerance kept"]
+    assert judge_contrast(contrast) == "101010 svd failed on seed 1"
+    assert sorted(contrast.differences) == [0, 2]
+    assert contrast.missing == (3, 4)
+
+
+def test_runs_of_another_eps_or_path_than_the_presets_are_no_part_of_its_comparisons():
+    other = [
+        {**record("101010", "svd", seed, 0.1), "config": config}
+        for seed in (0, 1, 2)
+        for change in ({"eps": 0.3}, {"path": "backward"})
+        for config in [make_record("101010", "svd", seed, config=change)["config"]]
+    ]
+    other = [made | {"id": run_id(made["config"])} for made in other]
+    alone, together = (contrasts(runs)["every other layer, its tolerance kept"] for runs in (some(), some() + other))
+    assert together == alone
+    assert judge_contrast(contrasts([*some()[:3], *other])["every other layer, its tolerance kept"]) == "not run"
 
 
 def test_the_table_says_when_comparisons_were_written_and_what_is_still_to_come():

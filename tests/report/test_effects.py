@@ -6,6 +6,7 @@ from report_records import make_record, write_folder
 
 from lrbench.report import write_report
 from lrbench.report.effects import _with_intervals, estimate_effects
+from lrbench.report.learning_listings import list_effects
 from lrbench.report.tables import make_studies
 
 MASKS = ["".join(bits) for bits in product("01", repeat=6) if bits.count("1") % 2 == 0]
@@ -69,6 +70,18 @@ def test_p_is_adjusted_for_all_effects_of_a_kind():
     assert [effect.p for effect in by_size] == sorted(effect.p for effect in by_size)
     assert by_size[0].p < 1e-6
     assert by_size[-1].p > 0.1
+
+
+def test_runs_without_an_accuracy_are_named_beside_the_effects():
+    records = some()
+    lost = [made for made in records if made["config"]["mask"] == "111111" and made["config"]["seed"] == 1]
+    lost[0].update(final=None, outcome="diverged")
+    (study,) = make_studies(records)
+    (effects,) = estimate_effects(study)
+    assert effects.left_out == ("111111 with seed 1",)
+    assert effects.freedom == 63 - 6 - 15 - 2
+    assert "Left out, for they gave no accuracy: 111111 with seed 1" in list_effects(study).note
+    assert effects_of(some())[0].left_out == ()
 
 
 def test_masks_that_cannot_tell_effects_apart_give_none():
