@@ -37,7 +37,7 @@ class EstimatedACA(Compressor):
     """The paper's ACA: partial pivoting from row 0, stopped by ‖u_k‖‖v_k‖ ≤ eps ‖U_k V_k‖_F.
 
     The size of the last cross is taken for the size of the residual, of which it is no bound. Nothing is promised,
-    nothing is escalated and nothing stored.
+    nothing is escalated, and nothing stored but what a half precision cannot hold.
 
     Parameters
     ----------

@@ -70,8 +70,8 @@ class HigherOrderSVD(InputCompressor):
 
     def encode(self, images: Tensor, weights: Tensor) -> Code:
         """Decompose the batch, and cut it to the best ranks."""
-        # In exact arithmetic the weights are this product.
-        lines, columns = weights.sum(1), weights.sum(0) / weights.sum()
+        # In exact arithmetic the weights are this product; none has any where windows meet nothing but padding.
+        lines, columns = weights.sum(1), weights.sum(0) / weights.sum().clamp(min=1)
         roots = (lines.sqrt(), columns.sqrt())
         core = images.to(torch.float64) * roots[0][:, None] * roots[1]
         bases: list[Tensor] = []

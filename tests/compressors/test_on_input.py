@@ -181,3 +181,12 @@ def test_a_mean_is_of_what_windows_reach() -> None:
     assert (lrbench.relative_error(blocks, result) <= 1e-6).all()  # of each patch one pixel is reached
     ones = encoded("pool", Im2col(torch.ones(1, 2, 7, 7), (1, 2), stride=(2, 3)), 0.1)
     torch.testing.assert_close(ones.dense(), torch.ones_like(ones.dense()))
+
+
+@pytest.mark.parametrize("name", ON_INPUT)
+def test_windows_that_meet_nothing_but_padding_are_zero_blocks(name: str) -> None:
+    blocks = Im2col(torch.rand(3, 1, 1, 1), 1, stride=3, padding=1)
+    result = encoded(name, blocks)
+    assert (blocks.dense() == 0).all()
+    assert (result.dense() == 0).all()
+    assert (lrbench.relative_error(blocks, result) == 0).all()
