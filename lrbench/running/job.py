@@ -70,7 +70,7 @@ class Job:
         UnwritableError
             If a checkpoint cannot be written.
         """
-        machine = _machine()
+        machine = _machine(self.setting)
         with machine.shared():  # to read the data takes the machine, too
             experiment = _experiment(self.setting)
             check(self.config, experiment.data)
@@ -92,7 +92,8 @@ def run_beside_others(
 
 
 @cache
-def _machine() -> Machine:
+def _machine(setting: Setting) -> Machine:
+    """Where this process does all runs of a command."""
     return Machine()
 
 
@@ -104,7 +105,7 @@ def _experiment(setting: Setting) -> Experiment:
     checkpoints = Path(setting.checkpoints)
     shared = setting.rounds, setting.processes, setting.command, setting.preset
     seen = checkpoints if checkpoints.parent.is_dir() else None
-    return Experiment(data, seen, *shared, alone=_machine().alone)
+    return Experiment(data, seen, *shared, alone=_machine(setting).alone)
 
 
 def check(config: Config, data: Dataset) -> None:
