@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import wraps
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
 
 import torch
@@ -397,7 +398,7 @@ class Factors(Compressed):
         joined = LowRank.concatenate([part.low_rank() for part in parts])
         origin = torch.cat([part.origin for part in parts])
         kept = [part.kept for part in parts if part.kept is not None]
-        before = torch.tensor([0, *(len(part.origin) for part in parts)]).cumsum(0).tolist()
+        before = [0, *accumulate(len(part.origin) for part in parts)]
         index = torch.cat([first + part.kept_index for first, part in zip(before, parts, strict=False)])
         whole = kept[0].like(torch.cat([blocks.tensor for blocks in kept])) if kept else None
         groups, dtype = parts[0].groups, parts[0].dtype

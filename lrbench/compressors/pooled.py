@@ -78,8 +78,8 @@ def beside(blocks: Blocks, basis: Tensor, total: Tensor) -> Tensor:
     """
     k, m = basis.shape
     count = min(m - k, max(_LEAST, k // 4))
-    generator = torch.Generator().manual_seed(_SEED + k)
-    found = torch.randn(count, m, generator=generator, dtype=torch.float64).to(blocks.device)
+    generator = torch.Generator("cpu").manual_seed(_SEED + k)
+    found = torch.randn(count, m, generator=generator, dtype=torch.float64, device="cpu").to(blocks.device)
     held, weights = basis.to(torch.float64), _weights(total, basis.dtype)
     for _ in range(2):
         found = _outside(found, held)

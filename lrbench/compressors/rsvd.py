@@ -106,8 +106,8 @@ class RandomizedSVD(Compressor):
             index = index[~done]
             columns *= 2
         most = max(int(ranks.max()) if len(ranks) else 0 for _, _, ranks in found)
-        vectors = torch.zeros(N, most, least, dtype=torch.float64)
-        ranks = torch.zeros(N, dtype=torch.int64)
+        vectors = torch.zeros(N, most, least, dtype=torch.float64, device=blocks.device)
+        ranks = torch.zeros(N, dtype=torch.int64, device=blocks.device)
         for places, some, theirs in found:
             vectors[places, : some.shape[1]] = some[:, :most]
             ranks[places] = theirs

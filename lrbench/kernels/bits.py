@@ -25,7 +25,7 @@ def pack_gate(values: Tensor) -> Tensor:
         open_ = torch.zeros(8 * size, dtype=torch.uint8, device=values.device)
         open_[: len(values)] = ~(values <= 0)
         return (open_.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=values.device)).sum(1, dtype=torch.uint8)
-    out = torch.empty(size, dtype=torch.uint8)
+    out = torch.empty(size, dtype=torch.uint8, device="cpu")
     source, into = values.numpy(), out.numpy()
     for_parts(-(-size // _CHUNK), lambda start, stop: _pack(source, into, start * _CHUNK, stop * _CHUNK))
     return out

@@ -22,7 +22,7 @@ def largest_magnitudes(values: Tensor) -> Tensor:
     # Without its sign a floating number orders as the whole number of its bits, infinity and NaN above all others.
     whole = np.int32 if values.dtype == torch.float32 else np.int64
     bits = values.flatten(1).contiguous().numpy().view(whole)
-    out = torch.zeros(len(values), dtype=values.dtype)
+    out = torch.zeros(len(values), dtype=values.dtype, device="cpu")
     largest = out.numpy().view(whole)
     for_parts(len(values), lambda start, stop: _largest(bits[start:stop], np.iinfo(whole).max, largest[start:stop]))
     return out
@@ -49,7 +49,7 @@ def weighted_energies(images: Tensor, weights: Tensor) -> Tensor:
         (H, W) float64.
     """
     source, w = images.contiguous().flatten(2).numpy(), weights.contiguous().flatten().numpy()
-    out = torch.empty(len(images), dtype=torch.float64)
+    out = torch.empty(len(images), dtype=torch.float64, device="cpu")
     into = out.numpy()
     for_parts(len(images), lambda start, stop: _energies(source[start:stop], w, into[start:stop]))
     return out

@@ -19,7 +19,7 @@ def row_energies(values: Tensor) -> Tensor:
     """Σ_t values[i, k, t]², accumulated in float64: (N, k, n) -> (N, k) float64."""
     if not _compiled(values):
         return torch.linalg.vector_norm(values, dim=2, dtype=torch.float64).square()
-    out = torch.empty(values.shape[:2], dtype=torch.float64)
+    out = torch.empty(values.shape[:2], dtype=torch.float64, device="cpu")
     source, into = values.contiguous().numpy(), out.numpy()
     for_parts(len(values), lambda start, stop: _energies(source[start:stop], into[start:stop]))
     return out

@@ -40,7 +40,7 @@ def times(
     added = left.new_zeros(K) if bias is None else bias.detach()
     # No view of another tensor, whatever its strides: what a layer returns may be worked on in place.
     strides = (n * K, 1, K) if channels_last else (n * K, n, 1)
-    out = torch.empty_strided((N, K, n), strides, dtype=left.dtype)
+    out = torch.empty_strided((N, K, n), strides, dtype=left.dtype, device="cpu")
     target = (out.mT if channels_last else out).numpy()
     # Otherwise a copy the other way round: the coefficients of one row of the result lie side by side.
     coefficients = left if channels_last else left.T
@@ -77,7 +77,7 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
     last = not grad.is_contiguous() and grad.mT.is_contiguous()
     kernel = _against_last if last else _against
     arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach().mT if last else grad.detach())]
-    zeros = torch.zeros(rows, K, dtype=V.dtype)
+    zeros = torch.zeros(rows, K, dtype=V.dtype, device="cpu")
     found: dict[int, Any] = {}
 
     def part(start: int, stop: int) -> None:
