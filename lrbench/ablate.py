@@ -228,14 +228,11 @@ def _run_all(
             seen[place] = epoch
 
         with closing(do(missing, on_epoch)) as outcomes:
-            for place, outcome in outcomes:
+            for place, came in outcomes:
                 config = missing[place]
                 over += 1
                 on_epoch(place, config.epochs)
-                if isinstance(outcome, dict):
-                    record = outcome
-                else:
-                    record = experiment.failed(config, outcome.reason, outcome.seconds)
+                record = came if isinstance(came, dict) else experiment.failed(config, came.reason, came.seconds)
                 try:
                     write_run(folder, record)
                 except ValueError as error:  # a number that is none, in what somebody's code measured

@@ -220,7 +220,7 @@ def _side(study: Study, cell: dict[str, Any], common: dict[str, Any]) -> _Side:
     lost = {"did not learn": runs["outcome"].isin(["diverged", "chance"]), "failed": runs["status"] == "failed"}
     told = []
     for what, which in lost.items():
-        seeds = sorted(str(seed) for seed in runs["seed"][which])
+        seeds = [str(seed) for seed in sorted(runs["seed"][which])]
         told += [f"{what} on seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"] if seeds else []
     said = f"{_words(cell)} {join(told)}" if told else ""
     runs = runs[(runs["status"] == "finished") & runs["accuracy_as_trained"].notna()]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,10 @@ class Job:
         UnwritableError
             If a checkpoint cannot be written.
         """
-        machine = _machine(self.setting)
-        with machine.shared():  # to read the data takes the machine, too
-            experiment = _experiment(self.setting)
-            check(self.config, experiment.data)
-        return run_beside_others(self.config, experiment, machine, on_epoch)
+        here = _here(self.setting)
+        with here.machine.shared():  # to read the data takes the machine, too
+            check(self.config, here.experiment.data)
+        return run_beside_others(self.config, here.experiment, here.machine, on_epoch)
 
 
 def run_beside_others(
@@ -91,21 +90,25 @@ def run_beside_others(
         return experiment.run(config, between_epochs)
 
 
-@cache
-def _machine(setting: Setting) -> Machine:
-    """Where this process does all runs of a command."""
-    return Machine()
-
-
-@cache
-def _experiment(setting: Setting) -> Experiment:
+class _Here:
     """What this process does all runs of a command with: the data are read, and the plain model is weighed, once."""
-    folder = setting.data_dir
-    data = load_dataset(setting.dataset, folder if folder is not None and Path(folder).is_dir() else None)
-    checkpoints = Path(setting.checkpoints)
-    shared = setting.rounds, setting.processes, setting.command, setting.preset
-    seen = checkpoints if checkpoints.parent.is_dir() else None
-    return Experiment(data, seen, *shared, alone=_machine(setting).alone)
+
+    def __init__(self, setting: Setting) -> None:
+        self.machine, self._setting = Machine(), setting
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        setting, folder = self._setting, self._setting.data_dir
+        data = load_dataset(setting.dataset, folder if folder is not None and Path(folder).is_dir() else None)
+        checkpoints = Path(setting.checkpoints)
+        shared = setting.rounds, setting.processes, setting.command, setting.preset
+        seen = checkpoints if checkpoints.parent.is_dir() else None
+        return Experiment(data, seen, *shared, alone=self.machine.alone)
+
+
+@cache
+def _here(setting: Setting) -> _Here:
+    return _Here(setting)
 
 
 def check(config: Config, data: Dataset) -> None:

@@ -92,6 +92,15 @@ def test_seeds_that_did_not_learn_are_not_dropped_in_silence():
     assert told["every other layer, its tolerance kept"].tone == "bad"
 
 
+def test_seeds_are_named_in_the_order_of_numbers():
+    records = [
+        record(mask, name, seed, 0.5) for mask, name in (("000000", None), ("101010", "svd")) for seed in (2, 10)
+    ]
+    lost = [made | {"final": None, "outcome": "diverged"} for made in records[2:]]
+    contrast = contrasts([*records[:2], *lost])["every other layer, its tolerance kept"]
+    assert judge_contrast(contrast) == "101010 svd did not learn on seeds 2, 10"
+
+
 def test_seeds_that_failed_are_named_and_not_called_to_come():
     records = some()
     for k, made in enumerate(records):
