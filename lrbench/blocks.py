@@ -236,7 +236,8 @@ class DenseBlocks(Blocks):
 
     def matmul(self, weight: Tensor) -> Tensor:
         """W D_i: (K, m) -> (N, K, n)."""
-        return torch.matmul(weight, self._values)
+        # Not torch.matmul: where the weight requires a gradient it folds the batch, which copies all blocks.
+        return torch.bmm(weight.expand(len(self._values), *weight.shape), self._values)
 
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D_iᵀ: (N, K, n) -> (K, m)."""

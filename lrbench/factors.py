@@ -298,6 +298,9 @@ class Factors(Compressed):
         """
         g, N = self.groups, len(self.origin)
         W = self._grouped(weight)
+        if g == 1 and self.kept is not None and len(self.kept_index) == N:  # nothing to put together
+            out = self.kept.matmul(weight)
+            return out if bias is None else out.add_(bias[:, None])
         added = None if bias is None else bias.view(g, -1)
         left = self.U @ W[0].T if g == 1 else None  # (·, K): one product serves all blocks
         if left is not None and self._compiled(weight, bias):
@@ -309,8 +312,8 @@ class Factors(Compressed):
                 out[index] = WU @ self.V[rows]
             if added is not None:
                 out.view(-1, g * W.shape[1], self.V.shape[1]).add_(added.reshape(-1, 1))
-        for j, index, kept in self._kept_by_group():
-            out[index] = kept.matmul(W[j]) if added is None else kept.matmul(W[j]).add_(added[j, :, None])
+        for j, places, kept in self._kept_by_group():
+            out[places] = kept.matmul(W[j]) if added is None else kept.matmul(W[j]).add_(added[j, :, None])
         return out
 
     @_in_full_precision
@@ -342,8 +345,8 @@ class Factors(Compressed):
         else:
             for index, first, rows in self._buckets():
                 out.index_add_(0, index % g, (self.V[rows] @ grad[index].mT).mT @ self.U[first])
-        for j, index, kept in self._kept_by_group():
-            out[j] += kept.grad_weight(grad[index])
+        for j, places, kept in self._kept_by_group():
+            out[j] += kept.grad_weight(grad[places])
         return out.flatten(0, 1)
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -413,12 +416,12 @@ class Factors(Compressed):
                 counted = torch.arange(r, device=self.device)
                 yield index, first[index, None] + counted, self.offsets[index, None] + counted
 
-    def _kept_by_group(self) -> Iterator[tuple[int, Tensor, Blocks]]:
+    def _kept_by_group(self) -> Iterator[tuple[int, Tensor | slice, Blocks]]:
         if self.kept is None or len(self.kept_index) == 0:
             return
         if self.groups == 1:
             everything = len(self.kept_index) == len(self.origin)
-            yield 0, torch.arange(len(self.origin), device=self.device) if everything else self.kept_index, self.kept
+            yield 0, slice(None) if everything else self.kept_index, self.kept  # a view, not a copy of it all
             return
         group = self.kept_index % self.groups
         for j in group.unique().tolist():

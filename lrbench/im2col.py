@@ -8,7 +8,7 @@ appears up to R·S times. Rows, columns, norms and products are read from that v
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -303,7 +303,9 @@ class Im2col(Blocks):
 
     def matmul(self, weight: Tensor) -> Tensor:
         """W D_i, by the native convolution: (K, m) -> (N, K, n)."""
-        return self._ungrouped.convolve(self.images, self._as_kernel(weight)).flatten(2)
+        out = self._ungrouped.convolve(self.images, self._as_kernel(weight)).contiguous()
+        # Nothing else holds `out`, and a view of it could not be overwritten where a function returns it.
+        return cast(Tensor, torch.ops.aten._unsafe_view(out, (*out.shape[:2], out.shape[2] * out.shape[3])))
 
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D_iᵀ, by the native convolution: (N, K, n) -> (K, m)."""

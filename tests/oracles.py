@@ -139,17 +139,23 @@ def cross_approximation(D: Matrix, eps: float, stop: str) -> tuple[Matrix, Matri
 
 
 class Allocations(TorchDispatchMode):
-    """Watches every operation: the shapes that it gives, and the largest storage behind any of them."""
+    """Watches every operation: the shapes that it gives, the largest storage behind any of them, and the bytes of each
+    storage that was behind none of its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
         self.largest = 0
+        self.fresh: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
                 self.shapes.append(tuple(tensor.shape))
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+                storage = tensor.untyped_storage()
+                self.largest = max(self.largest, storage.nbytes())
+                if storage.data_ptr() not in given:
+                    self.fresh.append(storage.nbytes())
         return out

@@ -105,6 +105,24 @@ def test_products_never_form_the_approximations(kept: str, groups: int) -> None:
         assert most == len(D) or seen.largest < D.nbytes
 
 
+@pytest.mark.parametrize("as_images", [False, True], ids=["matrices", "images"])
+def test_where_all_blocks_are_kept_nothing_is_copied_on_the_way_to_the_products(as_images: bool) -> None:
+    images, geometry = normal(5, 3, 8, 8), lrbench.Geometry.parse(**PLAIN | {"padding": (1, 1)})
+    blocks = lrbench.Im2col.of(images, geometry)
+    kept = blocks if as_images else lrbench.DenseBlocks(blocks.dense())
+    N, m, n = kept.shape
+    nothing, own = torch.zeros(N + 1, dtype=torch.int64), torch.zeros(N, dtype=torch.uint8)
+    factors = Factors(normal(0, m), normal(0, n), nothing, own, torch.arange(N), kept)
+    weight, bias = normal(2, m).requires_grad_(), normal(2)  # as a layer's in training
+    with torch.no_grad():
+        with Allocations() as forward:
+            out = factors.matmul(weight, bias)
+        with Allocations() as backward:
+            factors.grad_weight(out)
+    assert forward.fresh == [out.nbytes]
+    assert max(backward.fresh) < out.nbytes
+
+
 @settings(max_examples=30, derandomize=True, deadline=None)
 @given(
     ranks=st.lists(st.integers(0, 4), min_size=0, max_size=6),
