@@ -1,5 +1,6 @@
 """Bits in place of numbers: which elements pass a gate, and which place of its window each maximum came from."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,12 @@ def pack_gate(values: Tensor) -> Tensor:
         return (open_.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=values.device)).sum(1, dtype=torch.uint8)
     out = torch.empty(size, dtype=torch.uint8, device="cpu")
     source, into = values.numpy(), out.numpy()
-    for_parts(-(-size // _CHUNK), lambda start, stop: _pack(source, into, start * _CHUNK, stop * _CHUNK))
+
+    def work(start: int, stop: int) -> None:
+        part = slice(start * _CHUNK, stop * _CHUNK)
+        _pack(source[8 * part.start : 8 * part.stop], _GATHER, into[part])
+
+    for_parts(-(-size // _CHUNK), work)
     return out
 
 
@@ -54,7 +60,9 @@ def gated(bits: Tensor, values: Tensor, scale: float, closed: float | None = Non
     factors = np.array([scale, 0.0 if closed is None else closed], source.dtype)
 
     def work(start: int, stop: int) -> None:
-        _gate(coded, source, factors, closed is None, into, start * _CHUNK, stop * _CHUNK)
+        part = slice(start * _CHUNK, stop * _CHUNK)
+        elements = slice(8 * part.start, 8 * part.stop)
+        _gate(coded[part], source[elements], factors, closed is None, into[elements])
 
     for_parts(-(-len(bits) // _CHUNK), work)
     return out
@@ -77,14 +85,25 @@ def pack_places(indices: Tensor, window: "Window", size: tuple[int, int]) -> Ten
     Tensor
         uint8, packed; (P, H', W') int32 where a window has more than 256 places.
     """
-    (_, S), (a, b), (top, left), (p, q) = window
+    (R, S), (a, b), (top, left), (p, q) = window
     H, W = indices.shape[1:]
+    width = _width(window)
+    if width <= 8 and indices.device.type == "cpu":
+        flat = indices.contiguous().view(-1)
+        coded = torch.empty(len(flat), dtype=torch.uint8, device="cpu")
+        source, place, numbers = flat.numpy(), coded.numpy(), (H, W, size[1], R, S, a, b, top, left, p, q)
+        for_parts(len(indices) * H, lambda start, stop: _place(source, place, numbers, start, stop))
+        if width == 8:
+            return coded
+        out = torch.empty(-(-len(flat) * width // 8), dtype=torch.uint8, device="cpu")
+        into = out.numpy()
+        for_parts(-(-len(out) // _CHUNK), lambda start, stop: _join(place, width, into, start * _CHUNK, stop * _CHUNK))
+        return out
     rows = torch.arange(H, device=indices.device)[:, None] * a - top
     columns = torch.arange(W, device=indices.device) * b - left
     line = indices.div(size[1], rounding_mode="floor")
     places = (line - rows).div_(p, rounding_mode="floor").mul_(S)
     places += (indices - line * size[1] - columns).div_(q, rounding_mode="floor")
-    width = _width(window)
     if width > 8:
         return places.to(torch.int32)
     coded = places.flatten().to(torch.uint8)
@@ -116,9 +135,11 @@ def spread(places: Tensor, grad: Tensor, window: "Window", size: tuple[int, int]
         return spread(places, grad.to(torch.float32), window, size).to(grad.dtype)
     out = torch.zeros(P, *size, dtype=grad.dtype, device=grad.device)
     if _compiled(grad) and width <= 8:
-        source, coded, into = grad.contiguous().numpy(), places.numpy(), out.numpy()
-        numbers = (width, S, a, b, top, left, p, q)
-        for_parts(P, lambda start, stop: _spread(coded, source, into, numbers, start, stop))
+        source, coded, into = grad.contiguous().numpy(), places.numpy(), out.flatten(1).numpy()
+        place = np.arange(1 << width)
+        moved = place // S * p * size[1] + place % S * q  # from the window's corner, in the flat plane
+        numbers = ({1: 3, 2: 2, 4: 1, 8: 0}[width], size[1], a, b, top, left)
+        for_parts(P, lambda start, stop: _spread(coded, source, into, moved, numbers, start, stop))
         return out
     if width <= 8:
         shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=places.device)
@@ -139,15 +160,23 @@ def _width(window: Window) -> int:
     return next((width for width in (1, 2, 4, 8) if places <= 1 << width), 32)
 
 
+_GATHER = np.uint64(0x0102040810204080 if sys.byteorder == "little" else 0x8040201008040201)
+"""Times eight bytes that are 0 or 1, it brings the one that is k-th in memory to bit 56 + k, and nothing is carried."""
+
+
 @exact
-def _pack(values: Any, out: Any, first: int, last: int) -> None:  # pragma: no cover (compiled)
+def _pack(values: Any, gather: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    # First a comparison, then a multiplication, in two loops: each becomes wide instructions.
     whole = len(values) // 8
-    for i in range(first, min(last, whole)):
-        byte = 0
-        for j in range(8):
-            byte |= (not values[8 * i + j] <= 0) << j
-        out[i] = byte
-    if first <= whole < last and whole < len(out):
+    opened = np.empty(4096, np.uint8)
+    for first in range(0, whole, 512):
+        source, into = values[8 * first : 8 * min(first + 512, whole)], out[first : min(first + 512, whole)]
+        for t in range(len(source)):
+            opened[t] = 0 if source[t] <= 0 else 1
+        words = opened.view(np.uint64)
+        for i in range(len(into)):
+            into[i] = (words[i] * gather) >> np.uint64(56)
+    if whole < len(out):
         byte = 0
         for j in range(len(values) - 8 * whole):
             byte |= (not values[8 * whole + j] <= 0) << j
@@ -155,30 +184,73 @@ def _pack(values: Any, out: Any, first: int, last: int) -> None:  # pragma: no c
 
 
 @exact
-def _gate(
-    bits: Any, values: Any, factors: Any, zero: Any, out: Any, first: int, last: int
-) -> None:  # pragma: no cover (compiled)
-    for i in range(first, min(last, len(bits))):
-        byte = bits[i]
-        for t in range(8 * i, min(8 * i + 8, len(values))):
-            if byte & 1:
-                out[t] = values[t] * factors[0]
-            else:
-                out[t] = factors[1] if zero else values[t] * factors[1]
-            byte >>= 1
+def _gate(bits: Any, values: Any, factors: Any, zero: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    # No branch in the inner loops, whose length is known: eight elements are one instruction.
+    whole, scale, closed = len(values) // 8, factors[0], factors[1]
+    if zero:
+        for i in range(whole):
+            byte = np.uint32(bits[i])
+            for j in range(8):
+                open_ = values[8 * i + j] * scale
+                out[8 * i + j] = open_ if (byte >> np.uint32(j)) & np.uint32(1) else closed
+    else:
+        for i in range(whole):
+            byte = np.uint32(bits[i])
+            for j in range(8):
+                open_, shut = values[8 * i + j] * scale, values[8 * i + j] * closed
+                out[8 * i + j] = open_ if (byte >> np.uint32(j)) & np.uint32(1) else shut
+    for t in range(8 * whole, len(values)):
+        if bits[whole] >> (t - 8 * whole) & 1:
+            out[t] = values[t] * scale
+        else:
+            out[t] = closed if zero else values[t] * closed
+
+
+@exact
+def _place(indices: Any, out: Any, numbers: Any, first: int, last: int) -> None:  # pragma: no cover (compiled)
+    # How often a multiple was reached is a quotient, too, and sooner there than by a division.
+    H, W, size, R, S, a, b, top, left, p, q = numbers
+    rest = np.empty(W, np.int64)
+    for row in range(first, last):
+        line, into = indices[row * W : (row + 1) * W], out[row * W : (row + 1) * W]
+        corner = (row % H * a - top) * size
+        for x in range(W):
+            into[x] = 0
+        for k in range(1, R):
+            reached = corner + k * p * size
+            for x in range(W):
+                into[x] += line[x] >= reached
+        for x in range(W):
+            rest[x] = line[x] - corner - into[x] * p * size - x * b + left
+            into[x] *= S
+        for k in range(1, S):
+            reached = k * q
+            for x in range(W):
+                into[x] += rest[x] >= reached
+
+
+@exact
+def _join(places: Any, width: Any, out: Any, first: int, last: int) -> None:  # pragma: no cover (compiled)
+    each = 8 // width
+    for i in range(first, min(last, len(out))):
+        byte = 0
+        for j in range(min(each, len(places) - i * each)):
+            byte |= places[i * each + j] << (j * width)
+        out[i] = byte
 
 
 @exact
 def _spread(
-    places: Any, grad: Any, out: Any, numbers: Any, first: int, last: int
+    places: Any, grad: Any, out: Any, moved: Any, numbers: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    width, S, a, b, top, left, p, q = numbers
-    each, mask = 8 // width, (1 << width) - 1
+    fold, size, a, b, top, left = numbers  # 2**fold places lie in a byte
+    width, last_one, mask = 8 >> fold, (1 << fold) - 1, len(moved) - 1
     H, W = grad.shape[1:]
     for plane in range(first, last):
         for y in range(H):
             t = (plane * H + y) * W
+            corner = (y * a - top) * size - left
             for x in range(W):
-                place = (places[t // each] >> (t % each * width)) & mask
-                out[plane, y * a - top + place // S * p, x * b - left + place % S * q] += grad[plane, y, x]
+                place = (places[t >> fold] >> ((t & last_one) * width)) & mask
+                out[plane, corner + x * b + moved[place]] += grad[plane, y, x]
                 t += 1
