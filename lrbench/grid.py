@@ -91,7 +91,7 @@ def expand(
     Raises
     ------
     ValueError, LookupError
-        If a name, mask, eps, path or policy is none, or nothing is left to run, before anything runs.
+        If a name, mask, eps, path, seed or policy is none, or nothing is left to run, before anything runs.
     """
     for asked, eps in itertools.product(grid.compressors, grid.eps):
         get_compressor(asked, eps=eps)
@@ -99,6 +99,9 @@ def expand(
     unknown = set(grid.path) - set(PATHS)
     if unknown:
         raise ValueError(f"path is {', '.join(sorted(unknown))}: use {', '.join(PATHS)}")
+    for seed in grid.seeds:
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed is {seed}: use an integer of 64 bits, up to {2**63 - 1}")
     model = build_on_meta(base.model, base.widths, classes)
     layers, sizes = convolutions(model), _input_sizes(model, base.model, image_shape, classes)
     count = len(layers)

@@ -52,6 +52,7 @@ def test_masks_may_name_layers_and_the_same_mask_is_one():
         ({"masks": ["102010"]}, ValueError, "0 or 1"),
         ({"eps": [0.0]}, ValueError, r"\(0, 1\]"),
         ({"path": ["sideways"]}, ValueError, "forward, backward, both"),
+        ({"seeds": [0, 2**63]}, ValueError, "seed is 9223372036854775808"),
     ],
 )
 def test_a_grid_that_asks_for_what_there_is_not_is_refused(change, error, message):
