@@ -426,4 +426,12 @@ BUGS = [
         "measure/test_memory.py",
         "told_to_keep",
     ),
+    Bug(
+        "kept blocks copied on the way to their products",
+        "blocks.py",
+        "torch.bmm(weight.expand(len(self._values), *weight.shape), self._values)",
+        "torch.matmul(weight, self._values)",
+        "test_factors.py",
+        "nothing_is_copied",
+    ),
 ]
