@@ -89,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = _Store(options.out, facts)
     size = max(options.batches)
     spans = [slice(k * size, (k + 1) * size) for k in range(3)]
+    cells = [(size, label, make) for size in options.batches[::-1] for label, make in rows().items()]
     try:
         store.fill(
             "tuned", lambda: _tune(model, [(images[s].clone(), labels[s].clone()) for s in spans], options.processes)
         )
-        cells = [(size, label, make) for size in options.batches[::-1] for label, make in rows().items()]
         for size, label, make in tqdm(cells, unit="row", disable=None):
             batch = images[:size].clone(), labels[:size].clone()  # a view would hold all images
 
@@ -103,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             store.fill(f"{size}: {label}", measure)
     except KeyboardInterrupt:
         print("interrupted: the table holds the rows that are measured; the same command goes on", file=sys.stderr)
-    table = _table(store.rows)
+    order = [f"{size}: {label}" for size, label, _ in cells]
+    table = _table({key: store.rows[key] for key in order if key in store.rows})
     facts["missing"] = len(table) < len(options.batches) * len(rows())
     text = _markdown(table, store.rows, facts)
     print(text)
@@ -196,12 +197,13 @@ def _table(rows: dict[str, Any]) -> pd.DataFrame:
 
 def _markdown(table: pd.DataFrame, rows: dict[str, Any], facts: dict[str, Any]) -> str:
     machine, tuned = facts["environment"], rows["tuned"]
+    commits = sorted({str(row["commit"])[:7] for row in rows.values()})
     lines = [
         "# What a training step holds, and its peak",
         "",
         f"The paper's network, widths 32, 64, 128, after one epoch on {facts['images']}.",
         "Path `backward`, but for `none`. All in MiB.",
-        f"{machine['processor']}, commit {machine['commit']}, torch {machine['torch']}.",
+        f"{machine['processor']}, torch {machine['torch']}; commits {', '.join(commits)}, each row's in memory.json.",
         "",
         "*formula*: from shapes and ranks. *held*: by the ledger, when the forward pass ends. *bits*: ReLU, dropout",
         "and max pooling keep bits; *freed by bits* is what that or computing again alone frees of the plain model's,",
