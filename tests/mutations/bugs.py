@@ -246,7 +246,7 @@ BUGS = [
     Bug(
         "stored blocks left out of the weight's gradient",
         "factors.py",
-        "            out[j] += kept.grad_weight(grad[index])\n",
+        "            out[j] += kept.grad_weight(grad[places])\n",
         "            pass\n",
         "test_factors.py",
         "grad_weight_sums_over_the_images_of_each_group",
