@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lrbench.presets import PlannedComparison, Preset, list_presets, load_preset
-from lrbench.report.summaries import MARGIN, paired_interval
+from lrbench.report.summaries import LEVEL, MARGIN, paired_interval
 from lrbench.report.tables import Study
 from lrbench.report.wording import join, plural
 from lrbench.store import Record
 
 __all__ = ["Contrast", "compare_cells", "holm", "judge_contrast", "two_way_interval"]
 
-LEVEL = 0.9
 RESAMPLES = 4000
 
 _CELL = ("mask", "compressor", "eps", "path")
@@ -173,7 +172,7 @@ def _contrast(study: Study, preset: Preset, comparison: PlannedComparison) -> Co
     cell, against = (_side(study, dict(each), common) for each in (comparison.cell, comparison.against))
     seeds = sorted(set(cell.runs) & set(against.runs))
     differences = {s: 100 * (_accuracy(cell.runs[s]) - _accuracy(against.runs[s])) for s in seeds}
-    low, high = paired_interval(list(differences.values()), LEVEL)
+    low, high = paired_interval(list(differences.values()))
     right = [_right(cell.runs[s], against.runs[s]) for s in seeds]
     complete = [row for row in right if row is not None]
     alike = len(complete) == len(right) > 1 and len({len(row) for row in complete}) == 1

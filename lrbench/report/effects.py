@@ -16,12 +16,10 @@ from scipy import stats
 
 from lrbench.report.contrasts import holm
 from lrbench.report.entries import Cell
-from lrbench.report.summaries import cell_of
+from lrbench.report.summaries import LEVEL, cell_of
 from lrbench.report.tables import Study
 
-__all__ = ["LEVEL", "Effect", "Effects", "estimate_effects"]
-
-LEVEL = 0.9
+__all__ = ["Effect", "Effects", "estimate_effects"]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The tables of what compression did to learning: accuracy, planned comparisons, effects of masks, gradients."""
 
 from lrbench.presets import load_preset
-from lrbench.report.contrasts import LEVEL, RESAMPLES, compare_cells, judge_contrast
+from lrbench.report.contrasts import RESAMPLES, compare_cells, judge_contrast
 from lrbench.report.effects import estimate_effects
 from lrbench.report.entries import Cell, Size
 from lrbench.report.groups import average, part
 from lrbench.report.listings import CELL, Listing, name_cell
-from lrbench.report.summaries import compare_accuracy, measure_sizes, plain_mask, plain_runs
+from lrbench.report.summaries import LEVEL, compare_accuracy, measure_sizes, plain_mask, plain_runs
 from lrbench.report.tables import Study
 from lrbench.report.verdicts import judge_accuracy
 from lrbench.report.wording import MISSING, NO_BREAK, count, general, join, number, percent, plural, signed

@@ -40,6 +40,9 @@ __all__ = [
 IMAGES = 100
 """Batch to which bytes are scaled, the paper's."""
 
+LEVEL = 0.9
+"""Of every interval of accuracy."""
+
 MARGIN = 1.0
 """Points of accuracy within which an interval must lie for "costs nothing"."""
 
@@ -105,12 +108,12 @@ def _comparison(cell: Cell, runs: Columns, reference: Mapping[int, tuple[float, 
     )
 
 
-def paired_interval(differences: list[float], level: float = 0.9) -> tuple[float | None, float | None]:
+def paired_interval(differences: list[float]) -> tuple[float | None, float | None]:
     """Return the t interval of a mean of paired differences; with fewer than two there is none."""
     pairs = len(differences)
     if pairs < 2:
         return None, None
-    half = float(stats.t.ppf((1 + level) / 2, pairs - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(pairs)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, pairs - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(pairs)
     middle = float(np.mean(differences))
     return middle - half, middle + half
 

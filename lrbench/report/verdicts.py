@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lrbench.report.contrasts import Contrast, compare_cells, judge_contrast
 from lrbench.report.entries import Comparison, Held, Kept, Peak, Size, Timing
 from lrbench.report.summaries import (
+    LEVEL,
     MARGIN,
     compare_accuracy,
     measure_held,
@@ -80,7 +81,7 @@ def judge(study: Study) -> list[Verdict]:
     return [
         *(_judge_comparison(contrast) for contrast in compare_cells(study)),
         *_judge_plain(study, mask),
-        *(judge_accuracy(comparison, mask) for comparison in compare_accuracy(study)),
+        *_judge_accuracies(compare_accuracy(study), mask),
         *(judge_tolerance(kept) for kept in tolerances(study)),
         *judge_sizes(measure_sizes(study)),
         *(judge_time(timing) for timing in measure_times(study)),
@@ -140,6 +141,22 @@ def _judge_plain(study: Study, mask: str) -> list[Verdict]:
     seeds = _seeds([int(seed) for seed in odd["seed"]])
     text += f" It did not learn on {seeds}: there a comparison says nothing about compression."
     return [Verdict("Accuracy", "open", "the plain model itself did not learn", mask, seeds, mean, text)]
+
+
+def _judge_accuracies(comparisons: Sequence[Comparison], plain: str) -> list[Verdict]:
+    """Judge each cell's accuracy by itself, and say so where they are so many that chance alone would stand out."""
+    verdicts = [judge_accuracy(comparison, plain) for comparison in comparisons]
+    intervals = sum(1 for c in comparisons if c.low is not None and c.high is not None and c.low < c.high)
+    expected = (1 - LEVEL) * intervals
+    if expected >= 1:
+        text = (
+            f"Each of these {intervals} intervals is for itself: if nothing made a difference, about "
+            f"{number(expected, 1)} of them would leave out zero all the same. Only the comparisons that a preset "
+            "names are adjusted for their number."
+        )
+        outcome = "each interval is for itself, not adjusted for their number"
+        verdicts.append(Verdict("Accuracy", "note", outcome, plural(intervals, "interval"), "", "", text))
+    return verdicts
 
 
 def judge_accuracy(comparison: Comparison, plain: str) -> Verdict:

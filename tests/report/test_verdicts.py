@@ -100,6 +100,17 @@ def test_an_interval_below_zero_costs_accuracy() -> None:
     assert accuracy([6.7, 6.5]).outcome == "gains accuracy"
 
 
+def test_many_intervals_are_said_to_be_each_for_itself() -> None:
+    plain = [make_record("000000", seed=seed) for seed in (0, 1)]
+    masks = [f"{bits:06b}" for bits in range(1, 20)]
+    cells = [make_record(mask, "svd", seed, 0.5 + 0.02 * seed) for mask in masks for seed in (0, 1)]
+    found = verdict("Accuracy", *plain, *cells, subject="19 intervals")
+    assert "Each of these 19 intervals is for itself" in found.text
+    assert "about 1.9 of them would leave out zero" in found.text
+    (study,) = make_studies([*plain, *cells[:18]])
+    assert not any("for itself" in few.outcome for few in judge(study))
+
+
 def test_equal_differences_are_not_taken_for_certainty() -> None:
     assert "so few seeds cannot warrant an interval of no width" in accuracy([-0.5, -0.5], 0.25).text
 
