@@ -99,6 +99,13 @@ def pack_places(indices: Tensor, window: "Window", size: tuple[int, int]) -> Ten
         into = out.numpy()
         for_parts(-(-len(out) // _CHUNK), lambda start, stop: _join(place, width, into, start * _CHUNK, stop * _CHUNK))
         return out
+    return _pack_in_torch(indices, window, size)
+
+
+def _pack_in_torch(indices: Tensor, window: "Window", size: tuple[int, int]) -> Tensor:
+    (_, S), (a, b), (top, left), (p, q) = window
+    H, W = indices.shape[1:]
+    width = _width(window)
     rows = torch.arange(H, device=indices.device)[:, None] * a - top
     columns = torch.arange(W, device=indices.device) * b - left
     line = indices.div(size[1], rounding_mode="floor")
@@ -129,18 +136,25 @@ def spread(places: Tensor, grad: Tensor, window: "Window", size: tuple[int, int]
         As for :func:`pack_places`.
     """
     (_, S), (a, b), (top, left), (p, q) = window
-    P, H, W = grad.shape
     width = _width(window)
     if grad.itemsize < 4:  # windows that overlap: summed first, rounded then
         return spread(places, grad.to(torch.float32), window, size).to(grad.dtype)
-    out = torch.zeros(P, *size, dtype=grad.dtype, device=grad.device)
     if _compiled(grad) and width <= 8:
+        out = torch.zeros(len(grad), *size, dtype=grad.dtype, device="cpu")
         source, coded, into = grad.contiguous().numpy(), places.numpy(), out.flatten(1).numpy()
         place = np.arange(1 << width)
         moved = place // S * p * size[1] + place % S * q  # from the window's corner, in the flat plane
         numbers = ({1: 3, 2: 2, 4: 1, 8: 0}[width], size[1], a, b, top, left)
-        for_parts(P, lambda start, stop: _spread(coded, source, into, moved, numbers, start, stop))
+        for_parts(len(grad), lambda start, stop: _spread(coded, source, into, moved, numbers, start, stop))
         return out
+    return _spread_in_torch(places, grad, window, size)
+
+
+def _spread_in_torch(places: Tensor, grad: Tensor, window: "Window", size: tuple[int, int]) -> Tensor:
+    (_, S), (a, b), (top, left), (p, q) = window
+    P, H, W = grad.shape
+    width = _width(window)
+    out = torch.zeros(P, *size, dtype=grad.dtype, device=grad.device)
     if width <= 8:
         shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=places.device)
         places = ((places[:, None] >> shifts) & ((1 << width) - 1)).flatten()[: grad.numel()]

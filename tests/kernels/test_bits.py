@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lrbench.kernels.bits import gated, pack_gate, pack_places, spread
+from lrbench.kernels.bits import _pack_in_torch, _spread_in_torch, gated, pack_gate, pack_places, spread
 
 CHUNK = 8 << 15  # elements that a thread takes at a time
 SIZES = [0, 1, 7, 8, 9, 4095, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 9, 3 * CHUNK + 4103]
@@ -77,5 +77,6 @@ def test_maxima_of_any_window_find_their_places_again(
     expected = np.zeros((planes, size[0] * size[1]))
     for plane in range(planes):
         np.add.at(expected[plane], indices[0, plane].flatten().numpy(), grad[plane].flatten().numpy())
-    result = spread(places, grad, window, size)
-    np.testing.assert_allclose(result.flatten(1).numpy(), expected, rtol=1e-12, atol=1e-12)
+    for result in (spread(places, grad, window, size), _spread_in_torch(places, grad, window, size)):
+        np.testing.assert_allclose(result.flatten(1).numpy(), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(_pack_in_torch(indices[0], window, size), places)  # what other devices compute
