@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lrbench.im2col import format_of
 from lrbench.kernels.bits import Window, gated, pack_gate, pack_places, spread
 
 __all__ = ["LeanModule", "lean", "lean_modules", "unlean"]
@@ -136,7 +137,7 @@ class _ReLU(torch.autograd.Function):
             out = x.relu_()
         else:
             out = x.relu()
-        ctx.format = _format(out)
+        ctx.format = format_of(out)
         ctx.save_for_backward(pack_gate(_line(out, ctx.format)))
         return out
 
@@ -155,7 +156,7 @@ class _Dropout(torch.autograd.Function):
             noise = mask.to(x.dtype)
         else:
             noise = torch.empty_like(x).bernoulli_(1 - p)
-        ctx.format = _format(noise)
+        ctx.format = format_of(noise)
         ctx.save_for_backward(pack_gate(_line(noise, ctx.format)))
         ctx.scale = float(torch.ones(1, dtype=x.dtype).div_(1 - p))
         # In the memory of the mask, which nobody needs any more.
@@ -174,7 +175,7 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, window: Window, ceil_mode: bool) -> Tensor:
         kernel, stride, padding, dilation = window
         out, indices = F.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
-        ctx.window, ctx.shape, ctx.format = window, x.shape, _format(x)
+        ctx.window, ctx.shape, ctx.format = window, x.shape, format_of(x)
         ctx.save_for_backward(pack_places(indices.flatten(0, 1), window, (x.shape[2], x.shape[3])))
         return out
 
@@ -185,12 +186,6 @@ class _MaxPool(torch.autograd.Function):
         size = (ctx.shape[2], ctx.shape[3])
         spread_out = spread(places, grad.flatten(0, 1), ctx.window, size).view(ctx.shape)
         return spread_out.contiguous(memory_format=ctx.format), None, None
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    """The order of a tensor's elements in memory."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _line(x: Tensor, order: torch.memory_format) -> Tensor:

@@ -19,7 +19,7 @@ from lrbench.bit_modules import lean, unlean
 from lrbench.checkpointing import checkpointed, uncheckpointed
 from lrbench.compressed import Compressed
 from lrbench.compressors import Compressor, get_compressor
-from lrbench.im2col import Geometry, Im2col
+from lrbench.im2col import Geometry, Im2col, format_of
 from lrbench.policy import Policy
 
 __all__ = [
@@ -124,7 +124,7 @@ def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Ten
 
 def _last(images: Tensor, weight: Tensor) -> bool:
     """Whether channels are to lie side by side in memory in what comes of images and a weight."""
-    return any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (images, weight))
+    return torch.channels_last in (format_of(images), format_of(weight))
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

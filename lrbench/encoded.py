@@ -1,7 +1,7 @@
 """A layer's input in a code of few bytes: what is kept by methods that replace x rather than its blocks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, scale_by_power_of_two
 from lrbench.compressed import Compressed, in_full_precision
 from lrbench.factors import ranges
-from lrbench.im2col import Geometry, Im2col
+from lrbench.im2col import Geometry, Im2col, slices_of
 
 __all__ = ["Code", "EncodedInput", "as_images", "lost_energy"]
 
@@ -109,6 +109,16 @@ class Code(ABC):
             if name not in self.common:
                 chosen[name] = tensor[rows if name in self.ragged else index]
         return self.replace(**chosen)
+
+    def parts(self, slices: Sequence[slice]) -> Iterator[Self]:
+        """Images that follow on one another, as views."""
+        ends = [0, *cast(Any, self).counts.cumsum(0).tolist()] if self.ragged else []
+        for part in slices:
+            chosen = {name: getattr(self, name) for name in self.names()}
+            for name in chosen.keys() - set(self.common):
+                rows = slice(ends[part.start], ends[part.stop]) if name in self.ragged else part
+                chosen[name] = chosen[name][rows]
+            yield self.replace(**chosen)
 
     def joined(self, others: "Sequence[Self]") -> Self:
         """These images and, behind them, those of others of the same constants; nothing may be common."""
@@ -237,11 +247,15 @@ class EncodedInput(Compressed):
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D̂_iᵀ, by the native gradient of a convolution of x̂."""
         self._check_grad(grad)
-        x, (C, H, W) = self._whole(), self.code.size
-        K, (_, m, _) = grad.shape[1] * self.groups, self.shape
+        (N, m, _), (C, H, W), g = self.shape, self.code.size, self.groups
+        K = grad.shape[1] * g
         shape = torch.Size((K, C, *self.geometry.kernel_size))
-        grads = grad.reshape(len(x), K, *self.geometry.output_size((H, W)))
-        return self.geometry.grad_weight(grads, x, shape).reshape(K, m)
+        grads = grad.reshape(N // g, K, *self.geometry.output_size((H, W)))
+        # No more images are decoded at a time than are worked on.
+        parts = slices_of(N // g, N * C * H * W * self.dtype.itemsize + grad.nbytes, self.device)
+        pairs = zip(parts, self._parts([slice(part.start * g, part.stop * g) for part in parts]), strict=True)
+        shares = [self.geometry.grad_weight(grads[part], own._whole(), shape) for part, own in pairs]
+        return torch.stack(shares).sum(0).reshape(K, m)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor that is held."""
@@ -286,6 +300,15 @@ class EncodedInput(Compressed):
             before += len(part.origin)
         pair = (torch.cat(index), torch.cat(kept)) if kept else ()
         return cls(code, encoded[0].geometry, origin, torch.cat(exponents) if exponents else None, *pair)
+
+    def _parts(self, slices: Sequence[slice]) -> "Iterator[EncodedInput]":
+        """Blocks that follow on one another, whole images, as views where none is kept as it is."""
+        if self.kept is not None:
+            yield from (self.select(torch.arange(rows.start, rows.stop)) for rows in slices)
+            return
+        for rows, code in zip(slices, self.code.parts(slices), strict=True):
+            exponent = None if self.exponent is None else self.exponent[rows]
+            yield EncodedInput(code, self.geometry, self.origin[rows], exponent)
 
     def _whole(self) -> Tensor:
         """The images x̂ with all their groups: (N / groups, C, H, W)."""

@@ -26,7 +26,7 @@ from lrbench.blocks import (
 )
 from lrbench.kernels.magnitude import weighted_energies
 
-__all__ = ["Geometry", "Im2col", "break_even_rank"]
+__all__ = ["Geometry", "Im2col", "break_even_rank", "format_of", "slices_of"]
 
 Pair = tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -163,8 +163,12 @@ class Geometry:
 
     def grad_weight(self, grad: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
         """The exact gradient of a weight of ``shape`` (K, C/groups, R, S)."""
-        x, padding = self._natively_padded(x)
-        return conv2d_weight(x, shape, grad, self.stride, padding, self.dilation, self.groups)
+        # In one memory format, or the native gradient copies both into another.
+        order, shares = format_of(grad), []
+        for part in slices_of(len(x), x.nbytes + grad.nbytes, x.device):
+            images, padding = self._natively_padded(x[part].contiguous(memory_format=order))
+            shares.append(conv2d_weight(images, shape, grad[part], self.stride, padding, self.dilation, self.groups))
+        return shares[0] if len(shares) == 1 else torch.stack(shares).sum(0)
 
     @property
     def _native_padding(self) -> Pair | None:
@@ -363,23 +367,35 @@ class Im2col(Blocks):
         return out
 
 
-SLICE_BYTES = 8 << 20
+SLICE_BYTES = 4 << 20
 """What slices of a large batch take in and give out: their workspaces stay small, and in a CPU's cache."""
+
+
+def slices_of(count: int, nbytes: int, device: torch.device) -> list[slice]:
+    """Split ``count`` images that take ``nbytes``: on a CPU, where they are many, into slices; elsewhere not."""
+    if device.type != "cpu" or nbytes < 2 * SLICE_BYTES:
+        return [slice(0, count)]
+    step = max(1, count * SLICE_BYTES // nbytes)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def format_of(x: Tensor) -> torch.memory_format:
+    """The order of a tensor's elements in memory."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _in_slices(convolve: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
     """Convolve a large batch on a CPU a slice of images at a time: its workspaces would be as large as the batch."""
-    size = x.nbytes * (x.shape[1] + channels) // max(1, x.shape[1])
-    if x.device.type != "cpu" or size < 2 * SLICE_BYTES:
+    first, *others = slices_of(len(x), x.nbytes * (x.shape[1] + channels) // max(1, x.shape[1]), x.device)
+    if not others:
         return convolve(x)
-    step = max(1, len(x) * SLICE_BYTES // size)
-    first = convolve(x[:step])
-    last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
-    order = torch.channels_last if last else torch.contiguous_format
-    out = torch.empty((len(x), *first.shape[1:]), dtype=x.dtype, device=x.device, memory_format=order)
-    out[:step] = first
-    for start in range(step, len(x), step):
-        out[start : start + step] = convolve(x[start : start + step])
+    done = convolve(x[first])
+    shape = (len(x), *done.shape[1:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_of(done))
+    out[first] = done
+    for part in others:
+        out[part] = convolve(x[part])
     return out
 
 

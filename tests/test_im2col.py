@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import PLAIN, Allocations, Arguments, frame, geometries, lowered
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 import lrbench
 import lrbench.blocks
@@ -432,6 +433,9 @@ def test_a_large_batch_convolved_in_slices_gives_the_same(order: torch.memory_fo
     assert out.is_contiguous(memory_format=order)
     grad = torch.randn(out.shape, generator=generator).contiguous(memory_format=order)
     lifted = geometry.grad_input(grad, weight, x.shape)
+    total = geometry.grad_weight(grad, x, weight.shape)
+    native = conv2d_weight(geometry.pad(x), weight.shape, grad, (2, 1), 0, 1, 2)
+    torch.testing.assert_close(total, native, rtol=1e-4, atol=1e-2)
     for i in (0, 33, 69):
         torch.testing.assert_close(out[i : i + 1], geometry.convolve(x[i : i + 1], weight))
         torch.testing.assert_close(lifted[i : i + 1], geometry.grad_input(grad[i : i + 1], weight, x[i : i + 1].shape))

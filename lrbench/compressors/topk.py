@@ -36,9 +36,7 @@ class _Sparse(Code):
 
     def decode(self) -> Tensor:
         kept = self._kept()
-        images = self.values.new_zeros(kept.shape)
-        images[kept] = self.values
-        return images.unflatten(1, self.size)
+        return self.values.new_zeros(kept.shape).masked_scatter_(kept, self.values).unflatten(1, self.size)
 
     def _kept(self) -> Tensor:
         C, H, W = self.size

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import geometries, lowered
+from oracles import Allocations, geometries, lowered
 from torch import Tensor
 
 import lrbench
@@ -190,3 +190,33 @@ def test_windows_that_meet_nothing_but_padding_are_zero_blocks(name: str) -> Non
     assert (blocks.dense() == 0).all()
     assert (result.dense() == 0).all()
     assert (lrbench.relative_error(blocks, result) == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(ON_INPUT) - {"input"}))
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_no_more_images_are_decoded_at_a_time_than_are_worked_on(
+    name: str, order: torch.memory_format, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = photos(48)
+    result = encoded(name, Im2col(x, 3, padding=1, groups=groups), 0.3)
+    out = torch.randn(48, 6, 16, 16, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=order)
+    grad = out.reshape(48 * groups, 6 // groups, 256)
+    whole = result.grad_weight(grad)
+    monkeypatch.setattr(lrbench.im2col, "SLICE_BYTES", (x.nbytes + out.nbytes) // 8)
+    with Allocations() as seen:
+        sliced = result.grad_weight(grad)
+    torch.testing.assert_close(sliced, whole, rtol=1e-4, atol=1e-3)
+    decoded = [shape for shape in seen.shapes if shape[1:] == (3, 16, 16)]
+    assert decoded
+    assert max(count for count, *_ in decoded) <= 6
+
+
+def test_a_sliced_gradient_counts_images_that_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = photos(12)
+    x[[1, 7], 0, 3, 3] = torch.inf
+    result = lrbench.get_compressor("topk", eps=0.3).compress(Im2col(x, 3, padding=1), nonfinite="keep")
+    grad = torch.randn(12, 4, 256, generator=torch.Generator().manual_seed(0))
+    whole = result.grad_weight(grad)
+    monkeypatch.setattr(lrbench.im2col, "SLICE_BYTES", 3 * 12 * 1024)
+    torch.testing.assert_close(result.grad_weight(grad), whole, rtol=1e-4, atol=1e-3, equal_nan=True)
