@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = load_dataset(preset["dataset"], options.data_dir)
     used, size = preset["train_size"], preset["batch_size"]
     model = trained_network(to_float(data.train_images[:used]), data.train_labels[:used], preset["widths"])
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as runs have it: workspaces differ
     held_out = [slice(used + k * size, used + (k + 1) * size) for k in range(2)]
     batch, check = ((to_float(data.train_images[part]), data.train_labels[part]) for part in held_out)
     lines = [

@@ -283,31 +283,37 @@ def _lowest(
     batch: Batch,
     progress: Callable[[str], object],
 ) -> Policy:
-    """The policy of the lowest measured peak, without layers that do not lower it.
+    """A policy of a low measured peak, without layers that do not lower it.
 
     What holds least need not peak lowest: a method may need much memory while it compresses. So policies of one method
-    each stand beside the one that holds least; then layers are left out, those that free least first, as long as the
-    peak does not rise.
+    each, and none at all, stand beside the one that holds least. Of the best, layers are left out, those that free
+    least first, as long as the peak does not rise; then others are tried, those that free most first, by each method,
+    and taken where the peak falls.
     """
 
     def peak_of(policy: Policy) -> float:
-        progress(f"peak of {', '.join(f'{name} {layer.compressor}' for name, layer in policy.layers.items())}")
+        shown = ", ".join(f"{name} {layer.compressor}" for name, layer in policy.layers.items())
+        progress(f"peak of {shown or 'no compression'}")
         (peak,) = measure_step_peaks(_applied(policy, base), *batch, 1)
         return peak.added
 
     methods = [_policy(table, bounds, candidates, smallest.lean, str(name)) for name in table["compressor"].unique()]
-    distinct = [policy for k, policy in enumerate(methods) if policy.layers and policy not in methods[:k]]
-    measured = [(peak_of(policy), k, policy) for k, policy in enumerate([smallest, *distinct])]
+    starts = [replace(smallest, layers={}), smallest, *methods]
+    distinct = [policy for k, policy in enumerate(starts) if policy not in starts[:k]]
+    measured = [(peak_of(policy), k, policy) for k, policy in enumerate(distinct)]
     best, _, policy = min(measured, key=lambda found: found[:2])
-    freed = {}
-    for name, layer in policy.layers.items():
-        row = table[(table["layer"] == name) & (table["candidate"] == candidates.index(layer))]
-        freed[name] = (row["saved_bytes"] - row["nbytes"]).item()
-    for name in sorted(freed, key=lambda name: freed[name]):
+    freed = (table["saved_bytes"] - table["nbytes"]).groupby(table["layer"]).max().sort_values()
+    for name in [name for name in freed.index if name in policy.layers]:
         fewer = replace(policy, layers={other: entry for other, entry in policy.layers.items() if other != name})
         peak = peak_of(fewer)
         if peak <= best * (1 + SAME):
             policy, best = fewer, min(best, peak)
+    for name in [name for name in freed.index[::-1] if name not in policy.layers]:
+        more = [replace(policy, layers={**policy.layers, name: m.layers[name]}) for m in methods if name in m.layers]
+        peaks = [peak_of(tried) for tried in more]
+        if peaks and min(peaks) < best * (1 - SAME):
+            best = min(peaks)
+            policy = more[peaks.index(best)]
     return policy
 
 

@@ -120,6 +120,31 @@ def test_a_method_that_holds_least_but_peaks_higher_is_not_taken(network: nn.Seq
     assert tuned.peaks[0].added < 1000
 
 
+def test_no_policy_peaks_higher_than_bits_alone(network: nn.Sequential, monkeypatch) -> None:
+    def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[Peak]:
+        # Each layer alone is worse than none; of any two, leaving out one is worse than both.
+        return [Peak(1000 + (0, 200, 100)[min(2, len(lrbench.compressed_layers(model)))], 0)] * processes
+
+    monkeypatch.setattr("lrbench.tuning.measure_step_peaks", peaks)
+    tuned = lrbench.tune(network, batch(0), cosine=0.9, candidates=CHOICE, processes=1)
+    assert not tuned.policy.layers
+    assert tuned.policy.lean
+    assert tuned.peaks[0].added == tuned.lean_peaks[0].added == 1000
+
+
+def test_a_layer_is_compressed_alone_where_all_together_peak_higher(network: nn.Sequential, monkeypatch) -> None:
+    def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[Peak]:
+        used = {name: layer.compressor.name for name, layer in lrbench.compressed_layers(model).items()}
+        gain = 300 * (used == {"conv2": "quant4"})
+        return [Peak(1000 + 100 * (len(used) > 1) - gain, 0)] * processes
+
+    monkeypatch.setattr("lrbench.tuning.measure_step_peaks", peaks)
+    options = {"cosine": 0.5, "candidates": (*CHOICE, LayerPolicy("quant4"))}
+    tuned = lrbench.tune(network, batch(0), **options, processes=1)
+    assert {name: layer.compressor for name, layer in tuned.policy.layers.items()} == {"conv2": "quant4"}
+    assert tuned.peaks[0].added == 700
+
+
 def test_gradient_errors_are_those_of_the_gradients() -> None:
     torch.manual_seed(0)
     exact = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
