@@ -21,8 +21,8 @@ class KeptInput:
 
         kept = lrbench.KeptInput(model, images)
         for index in torch.randperm(len(images)).split(100):
-            with kept.batch(index):
-                loss(model(images[index])).backward()
+            with kept.batch(index) as x:
+                loss(model(x)).backward()
 
     Parameters
     ----------
@@ -57,14 +57,23 @@ class KeptInput:
         compress = copy.deepcopy(self._layer.compressor).compress  # training's own state is left as it is
         self._factors = Compressed.concatenate([compress(Im2col.of(x, geometry)) for x in images.split(batch_size)])
         self.nbytes = self._factors.nbytes
+        self._nothing = images.new_full((1, 1, 1, 1), torch.nan).expand(1, *images.shape[1:])
 
     @contextmanager
-    def batch(self, index: Tensor) -> Iterator[None]:
-        """Within it the layer takes the factors of the images ``index``, (B,) int64, as those of its input."""
+    def batch(self, index: Tensor) -> Iterator[Tensor]:
+        """Within it the layer takes the factors of the images ``index``, (B,) int64, as those of its input.
+
+        Yields
+        ------
+        Tensor
+            (B, C, H, W): what may be given to the model in place of these images where nobody reads them, on path
+            ``both`` in a model whose only way in is the layer. They need not be gathered then. All of it is one NaN,
+            so that whoever does read it cannot go on unnoticed.
+        """
         g = self._layer.conv.groups
         blocks = index if g == 1 else (index[:, None] * g + torch.arange(g, device=index.device)).flatten()
         self._layer.given = self._factors.select(blocks)
         try:
-            yield
+            yield self._nothing.expand(len(index), -1, -1, -1)
         finally:
             self._layer.given = None

@@ -61,6 +61,35 @@ def test_nothing_is_compressed_again_while_factors_are_given(images: Tensor, mon
         net(images[:3])
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_images_are_not_needed_where_their_factors_are_kept(
+    images: Tensor, groups: int, layout: torch.memory_format
+) -> None:
+    net = model(groups).to(memory_format=layout)  # type: ignore[call-overload]
+    kept = lrbench.KeptInput(net, images)
+    index = torch.tensor([7, 4, 0, 9])
+    with kept.batch(index) as x:
+        assert x.shape == images[index].shape
+        assert x.untyped_storage().nbytes() == 4
+        ours = gradients(net, x)
+    with kept.batch(index):
+        theirs = gradients(net, images[index].contiguous(memory_format=layout))
+    for mine, exact in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, exact)
+
+
+@pytest.mark.parametrize("path", ["backward", "forward"])
+def test_whoever_reads_images_that_are_not_there_meets_nan(images: Tensor, path: str) -> None:
+    net = model(path=path)
+    with lrbench.KeptInput(net, images).batch(torch.arange(3)) as x:
+        out = net(x)
+    out.sum().backward()
+    found = out if path == "backward" else net[0].weight.grad
+    assert found is not None
+    assert bool(found.isnan().all())
+
+
 def test_their_bytes_are_told(images: Tensor) -> None:
     net = model()
     compress = lrbench.get_compressor("svd", eps=0.1).compress
