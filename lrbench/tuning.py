@@ -144,15 +144,16 @@ def tune(
     plain_peaks = measure_step_peaks(model, x, y, processes) if processes else []
     progress("candidates")
     table = _candidates(base, [batch, *([] if check is None else [check])], candidates, seed)
-    bounds = _Bounds(cosine, error)
+    bounds, room = _Bounds(cosine, error), math.inf
     if budget is not None:
-        bounds = _within_budget(table, budget - measure_savings(base, x, y, seed)["held_bytes"])
+        room = budget - measure_savings(base, x, y, seed)["held_bytes"]
+        bounds = _within_budget(table, room)
     policy = _policy(table, bounds, candidates, lean)
     lean_peaks: list[Peak] = []
     peaks: list[Peak] = []
     if processes:
         lean_peaks = measure_step_peaks(base, x, y, processes)
-        policy = _lowest(base, table, bounds, candidates, policy, batch, progress)
+        policy = _lowest(base, table, bounds, room, candidates, policy, batch, progress)
         peaks = measure_step_peaks(_applied(policy, base), x, y, processes)
     progress(f"gradients with {len(policy.layers)} layers")
     wrapped = _applied(policy, base)
@@ -246,7 +247,7 @@ def _choose(table: pd.DataFrame, bounds: _Bounds) -> dict[str, int]:
     return {str(layer): int(k) for layer, k in zip(best["layer"], best["candidate"], strict=True)}
 
 
-def _within_budget(table: pd.DataFrame, room: int) -> _Bounds:
+def _within_budget(table: pd.DataFrame, room: float) -> _Bounds:
     """The tightest bound on the error under which the choice holds at most ``room`` bytes more than no compression."""
     for limit in [0.0, *sorted(table["error"].unique())]:
         within = _Bounds(-1.0, limit)
@@ -278,6 +279,7 @@ def _lowest(
     base: nn.Module,
     table: pd.DataFrame,
     bounds: _Bounds,
+    room: float,
     candidates: Sequence[LayerPolicy],
     smallest: Policy,
     batch: Batch,
@@ -288,8 +290,13 @@ def _lowest(
     What holds least need not peak lowest: a method may need much memory while it compresses. So policies of one method
     each, and none at all, stand beside the one that holds least. Of the best, layers are left out, those that free
     least first, as long as the peak does not rise; then others are tried, those that free most first, by each method,
-    and taken where the peak falls.
+    and taken where the peak falls. None holds more than ``room`` bytes beyond what is held without compression.
     """
+    gains = (table["saved_bytes"] - table["nbytes"]).set_axis(table.set_index(["layer", "candidate"]).index)
+
+    def fits(policy: Policy) -> bool:
+        chosen = [(name, candidates.index(layer)) for name, layer in policy.layers.items()]
+        return bool(-gains[chosen].sum() <= room)
 
     def peak_of(policy: Policy) -> float:
         shown = ", ".join(f"{name} {layer.compressor}" for name, layer in policy.layers.items())
@@ -299,18 +306,17 @@ def _lowest(
 
     methods = [_policy(table, bounds, candidates, smallest.lean, str(name)) for name in table["compressor"].unique()]
     starts = [replace(smallest, layers={}), smallest, *methods]
-    distinct = [policy for k, policy in enumerate(starts) if policy not in starts[:k]]
+    distinct = [policy for k, policy in enumerate(starts) if fits(policy) and policy not in starts[:k]]
     measured = [(peak_of(policy), k, policy) for k, policy in enumerate(distinct)]
     best, _, policy = min(measured, key=lambda found: found[:2])
-    freed = (table["saved_bytes"] - table["nbytes"]).groupby(table["layer"]).max().sort_values()
+    freed = gains.groupby(level="layer").max().sort_values()
     for name in [name for name in freed.index if name in policy.layers]:
         fewer = replace(policy, layers={other: entry for other, entry in policy.layers.items() if other != name})
-        peak = peak_of(fewer)
-        if peak <= best * (1 + SAME):
+        if fits(fewer) and (peak := peak_of(fewer)) <= best * (1 + SAME):
             policy, best = fewer, min(best, peak)
     for name in [name for name in freed.index[::-1] if name not in policy.layers]:
         more = [replace(policy, layers={**policy.layers, name: m.layers[name]}) for m in methods if name in m.layers]
-        peaks = [peak_of(tried) for tried in more]
+        peaks = [peak_of(tried) for tried in more]  # each holds less than the policy does: it fits
         if peaks and min(peaks) < best * (1 - SAME):
             best = min(peaks)
             policy = more[peaks.index(best)]

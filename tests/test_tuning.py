@@ -132,6 +132,19 @@ def test_no_policy_peaks_higher_than_bits_alone(network: nn.Sequential, monkeypa
     assert tuned.peaks[0].added == tuned.lean_peaks[0].added == 1000
 
 
+def test_a_budget_is_kept_even_where_more_would_peak_lower(network: nn.Sequential, monkeypatch) -> None:
+    def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[Peak]:
+        return [Peak(1000 + 10 * len(lrbench.compressed_layers(model)), 0)] * processes
+
+    options = {"candidates": CHOICE, "cosine": 0.9}
+    loose = lrbench.tune(network, batch(0), **options, processes=0)
+    monkeypatch.setattr("lrbench.tuning.measure_step_peaks", peaks)
+    budget = (loose.held + loose.lean_held) // 2
+    tuned = lrbench.tune(network, batch(0), **options, budget=budget, processes=1)
+    assert tuned.policy.layers
+    assert tuned.held <= budget
+
+
 def test_a_layer_is_compressed_alone_where_all_together_peak_higher(network: nn.Sequential, monkeypatch) -> None:
     def peaks(model: nn.Module, x: Tensor, y: Tensor, processes: int) -> list[Peak]:
         used = {name: layer.compressor.name for name, layer in lrbench.compressed_layers(model).items()}
