@@ -32,7 +32,8 @@ class _Sparse(Code):
     @property
     def counts(self) -> Tensor:
         """How many numbers are each image's, (N,) int64."""
-        return self._kept().sum(1)
+        # Place by place in the bytes: PyTorch widens to int64 what it sums. Those behind the last number are zero.
+        return torch.stack([(self.places >> place & 1).sum(1) for place in range(8)]).sum(0)
 
     def decode(self) -> Tensor:
         kept = self._kept()
