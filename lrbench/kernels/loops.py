@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numba
 import torch
@@ -39,6 +40,11 @@ def _kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         if not hasattr(index, "_source_stamp"):
             return numba.njit(nogil=True, error_model="numpy", **options)(function)
         index._source_stamp = _stamp
+        if hasattr(index, "_data_name"):
+            # Numba counts its files. Two processes that compile for other types at once take the same number, and what
+            # is found under it later may be the other's.
+            base = function.__qualname__
+            index._data_name = lambda number: f"{base}-{os.getpid()}-{uuid4().hex}.{number}.nbc"
         return kernel
 
     return compile_lazily

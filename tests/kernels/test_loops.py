@@ -148,3 +148,8 @@ def test_compiled_kernels_come_from_the_cache_on_the_second_start(tmp_path: Path
         for _ in range(2)
     ]
     assert hits == ["0", "1"]
+
+
+def test_processes_that_compile_at_once_do_not_write_to_each_others_files() -> None:
+    index = loops.dot._cache._cache_file
+    assert len({index._data_name(1) for _ in range(3)}) == 3
