@@ -284,13 +284,15 @@ def _tuned_lines(tuned: dict[str, Any], size: int) -> list[str]:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw peaks as bars, what is held as marks on them, a panel for each batch size."""
-    sizes = list(table["batch"].unique())
+    sizes, present = list(table["batch"].unique()), set(table["step"])
+    steps = [label for label in rows() if label in present]  # one line for each, also where a panel lacks it
     colours = looks_of(["svd"])
     with mpl.rc_context(RC):
         fig, axes = panels([f"batch of {size}" for size in sizes], len(sizes), 5.6)
         for ax, size in zip(axes, sizes, strict=True):
-            mine = table[table["batch"] == size].reset_index(drop=True)
-            for y, row in mine.iterrows():
+            mine = table[table["batch"] == size]
+            for row in mine.to_dict("records"):
+                y = steps.index(row["step"])
                 compressed = any(method in row["step"] for method in ("svd", "quant4"))
                 colour = colours["svd"].colour if compressed else MUTED
                 ax.barh(y, row["peak_bytes"] / MIB, 0.62, color=colour, alpha=0.8, linewidth=0)
@@ -301,9 +303,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 ax.text(end, y, f" {row['peak_ratio']:.2f}×", va="center", fontsize=7,
                         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.4})  # fmt: skip
             first = ax is axes[0]
-            ax.set_yticks(range(len(mine)), mine["step"] if first else [""] * len(mine))
+            ax.set_yticks(range(len(steps)), steps if first else [""] * len(steps))
             most = max(mine["peak_max"].max(), mine["held_bytes"].max()) / MIB
-            ax.set(xlim=(0, 1.16 * most), ylim=(len(mine) - 0.4, -0.6), xlabel="memory of a training step (MiB)")
+            ax.set(xlim=(0, 1.16 * most), ylim=(len(steps) - 0.4, -0.6), xlabel="memory of a training step (MiB)")
             ax.axvline(
                 mine.loc[mine["step"] == "native", "peak_bytes"].item() / MIB, color=INK, linestyle="--", linewidth=1
             )
