@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numba
 import torch
@@ -40,14 +39,28 @@ def _kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         if not hasattr(index, "_source_stamp"):
             return numba.njit(nogil=True, error_model="numpy", **options)(function)
         index._source_stamp = _stamp
-        if hasattr(index, "_data_name"):
-            # Numba counts its files. Two processes that compile for other types at once take the same number, and what
-            # is found under it later may be the other's.
-            base = function.__qualname__
-            index._data_name = lambda number: f"{base}-{os.getpid()}-{uuid4().hex}.{number}.nbc"
+        name_by_key(index)
         return kernel
 
     return compile_lazily
+
+
+def name_by_key(index: Any) -> None:
+    """Let a file of Numba's cache be named by what it is compiled for.
+
+    Numba counts its files. Two processes that compile for different types at once would take the same number, and what
+    is found under it later might be the other's.
+    """
+    save, name = index.save, getattr(index, "_data_name", None)
+    if name is None:
+        return
+
+    def save_by_key(key: Any, data: Any) -> None:
+        told = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        index._data_name = lambda number: f"{told}.{name(number)}"
+        save(key, data)
+
+    index.save = save_by_key
 
 
 compiled = _kernel(fastmath={"reassoc", "contract", "nsz"})

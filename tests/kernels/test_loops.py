@@ -1,6 +1,7 @@
 """What the kernels are made of."""
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numba.core.caching import IndexDataCacheFile
 
 from lrbench.kernels import crosses, gram, lanczos, layout, loops, magnitude, project, spectral
 
@@ -150,6 +152,18 @@ def test_compiled_kernels_come_from_the_cache_on_the_second_start(tmp_path: Path
     assert hits == ["0", "1"]
 
 
-def test_processes_that_compile_at_once_do_not_write_to_each_others_files() -> None:
-    index = loops.dot._cache._cache_file
-    assert len({index._data_name(1) for _ in range(3)}) == 3
+def test_processes_that_compile_at_once_do_not_write_to_each_others_files(tmp_path: Path) -> None:
+    keys = [(types, ("x86_64", "cpu", "features"), ("code", "cells")) for types in ("float32", "float64")]
+    for key in keys:
+        index = IndexDataCacheFile(str(tmp_path), "kernel", "stamp")
+        loops.name_by_key(index)
+        index._load_index = dict  # each began before the other had written
+        index.save(key, key[0])
+    held = {pickle.loads(file.read_bytes()) for file in tmp_path.glob("*.nbc")}
+    assert held == {"float32", "float64"}
+    fresh = IndexDataCacheFile(str(tmp_path), "kernel", "stamp")
+    assert fresh.load(keys[1]) == "float64"
+
+
+def test_every_kernels_files_are_named_by_what_they_are_compiled_for() -> None:
+    assert loops.dot._cache._cache_file.save.__name__ == "save_by_key"
