@@ -150,7 +150,8 @@ def _notices(studies: Sequence[Study], records: Sequence[Record], contents: Cont
     notices = []
     presets = dict.fromkeys((record.get("environment") or {}).get("preset") for record in records)
     for preset in (load_preset(name) for name in presets if name in list_presets()):
-        notices.append(f"{preset.title}. {' '.join(preset.question.split())}")
+        title = preset.title if preset.title.endswith("?") else f"{preset.title}."
+        notices.append(f"{title} {' '.join(preset.question.split())}")
     if "photos" in _values(records, "dataset"):
         notices.append(PHOTOS)
     sources = {str((record.get("data") or {}).get("source")) for record in records}

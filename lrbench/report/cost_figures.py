@@ -28,7 +28,7 @@ from lrbench.report.facets import (
 from lrbench.report.style import BAD, INK, MUTED, PAPER, Look, label_outer, legend, panels
 from lrbench.report.summaries import MARGIN, compare_accuracy, measure_peaks, measure_times, plain_mask
 from lrbench.report.tables import Study
-from lrbench.report.wording import number
+from lrbench.report.wording import number, times
 
 __all__ = ["draw_accuracy", "draw_differences", "draw_memory", "draw_time"]
 
@@ -208,7 +208,7 @@ def _beside_plain(
         for y, entry in enumerate(facet.rows):
             bar(ax, y, entry, style[entry.cell.compressor].colour)
             end = max(entry.wrapped.high, entry.plain.middle) / unit
-            ax.text(end + 0.015 * widest, y, f"{number(ratio(entry))}×", va="center", fontsize=7)
+            ax.text(end + 0.015 * widest, y, f"{times(ratio(entry))}×", va="center", fontsize=7)
         places = np.arange(len(facet.rows))
         ends = [(entry.wrapped.low / unit, entry.wrapped.high / unit) for entry in facet.rows]
         ax.hlines(places, *zip(*ends, strict=True), color=INK, linewidth=1, zorder=2)

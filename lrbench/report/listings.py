@@ -30,6 +30,7 @@ from lrbench.report.wording import (
     plural,
     relative_error,
     span,
+    times,
 )
 from lrbench.store import Record
 
@@ -252,7 +253,7 @@ def list_held(study: Study) -> Listing:
 
 
 def _peak_cells(peak: Peak | None) -> tuple[str, str]:
-    return (MISSING, MISSING) if peak is None else (count(peak.wrapped.middle), number(peak.ratio))
+    return (MISSING, MISSING) if peak is None else (count(peak.wrapped.middle), times(peak.ratio))
 
 
 def _key(cell: Cell) -> tuple[str, str]:
@@ -267,7 +268,7 @@ def list_peaks(study: Study) -> Listing:
             *name_cell(peak.cell),
             _spread(_scaled(peak.wrapped, mib), 1),
             _spread(_scaled(peak.plain, mib), 1),
-            number(peak.ratio),
+            times(peak.ratio),
             *(MISSING if s is None else _spread(_scaled(s, mib), 1) for s in (peak.wrapped_total, peak.plain_total)),
             f"{peak.runs} × {count(peak.processes)}",
             judge_peak(peak).outcome,

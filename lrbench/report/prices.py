@@ -22,7 +22,7 @@ from lrbench.report.summaries import (
 )
 from lrbench.report.tables import Study
 from lrbench.report.verdicts import Verdict, judge_accuracy, judge_peak, judge_time
-from lrbench.report.wording import MISSING, join, number, plural, signed
+from lrbench.report.wording import MISSING, join, plural, signed, times
 
 __all__ = ["KINDS", "Kind", "Price", "judge_prices", "list_prices", "plain_stands", "price_cells", "unbeaten"]
 
@@ -171,14 +171,14 @@ def _judge(priced: Sequence[tuple[float, Price]], kind: Kind) -> Verdict:
         tone, outcome = "open", f"whether any cell has {kind.lower} cannot be told, the nearest"
         said = f"whether any cell has {kind.lower} than the plain model cannot be told"
     best = unbeaten([cell for _, cell in priced], kind)
-    names = [f"{_name(cell)} ({number(kind.price(cell))}×, {signed(cell.points)})" for cell in best]
+    names = [f"{_name(cell)} ({times(kind.price(cell))}×, {signed(cell.points)})" for cell in best]
     names += ["the plain model"] if plain_stands(best, kind) else []
     odd = [_name(cell) for _, cell in priced if not cell.learnt]
     text = f"Accuracy against the {kind.title}: {said}. Beaten by none: {join(names)}."
     if odd:
         text += f" Left out, for it did not learn, or the plain model did not: {join(odd)}."
     price, cell = shown
-    key = f"{number(price)}×, {signed(cell.points)} points"
+    key = f"{times(price)}×, {signed(cell.points)} points"
     return Verdict("Does it pay", tone, outcome, cell.comparison.cell.label, cell.comparison.cell.mask, key, text)
 
 
@@ -200,8 +200,8 @@ def list_prices(study: Study) -> Listing:
                 *name_cell(comparison.cell),
                 signed(comparison.mean),
                 MISSING if interval is None else f"{signed(interval[0], 2)} to {signed(interval[1], 2)}",
-                number(price.peak),
-                number(price.time),
+                times(price.peak),
+                times(price.time),
                 (join(won) or MISSING) if price.learnt else "did not learn",
             )
         )

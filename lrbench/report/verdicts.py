@@ -24,7 +24,7 @@ from lrbench.report.summaries import (
     tolerances,
 )
 from lrbench.report.tables import Study, finished
-from lrbench.report.wording import NO_BREAK, count, join, number, percent, plural, relative_error, signed, span
+from lrbench.report.wording import NO_BREAK, count, join, number, percent, plural, relative_error, signed, span, times
 from lrbench.store import is_finished
 
 __all__ = ["Verdict", "headlines", "judge"]
@@ -344,13 +344,13 @@ def judge_time(timing: Timing) -> Verdict:
     else:
         tone, outcome = "open", "no difference that these rounds can tell"
     text = (
-        f"{cell.label}, mask {cell.mask}: a step takes {number(ratio.middle)} times the plain model's "
+        f"{cell.label}, mask {cell.mask}: a step takes {times(ratio.middle)} times the plain model's "
         f"(quartiles {span(ratio.low, ratio.high)}; {number(timing.wrapped.middle, 1)} ms against "
         f"{number(timing.plain.middle, 1)} ms): {outcome}."
     )
     if timing.lowering is not None and timing.compressing is not None:
         text += f" Lowering takes {number(timing.lowering, 1)} ms, compressing {number(timing.compressing, 1)} ms."
-    return Verdict("Step time", tone, outcome, cell.label, cell.mask, f"{number(ratio.middle)}×", text)
+    return Verdict("Step time", tone, outcome, cell.label, cell.mask, f"{times(ratio.middle)}×", text)
 
 
 def judge_held(held: Held) -> list[Verdict]:
@@ -361,7 +361,7 @@ def judge_held(held: Held) -> list[Verdict]:
         text = f"{cell.label}, mask {cell.mask}: {text}."
         found.append(Verdict("Memory held", tone, outcome, cell.label, cell.mask, key, text))
 
-    ratio = f"{number(held.held / held.plain)}×" if held.plain else ""
+    ratio = f"{times(held.held / held.plain)}×" if held.plain else ""
     less = held.held < held.plain
     parts = [f"compression {_frees(held.freed)}"] if "1" in cell.mask else []
     if held.lean_freed:
@@ -400,9 +400,9 @@ def judge_peak(peak: Peak) -> Verdict:
         tone, outcome = "open", "no difference that these processes can tell"
     text = (
         f"{cell.label}, mask {cell.mask}: peak {number(peak.wrapped.middle / mib, 1)} MiB against "
-        f"{number(peak.plain.middle / mib, 1)} MiB for the plain model, {number(peak.ratio)} times: {outcome}."
+        f"{number(peak.plain.middle / mib, 1)} MiB for the plain model, {times(peak.ratio)} times: {outcome}."
     )
-    return Verdict("Peak memory", tone, outcome, cell.label, cell.mask, f"{number(peak.ratio)}×", text)
+    return Verdict("Peak memory", tone, outcome, cell.label, cell.mask, f"{times(peak.ratio)}×", text)
 
 
 def judge_failures(study: Study) -> list[Verdict]:

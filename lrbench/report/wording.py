@@ -52,6 +52,12 @@ def relative_error(value: float | None, eps: float | None) -> str:
     return repr(value)
 
 
+def times(value: float | None) -> str:
+    """Write a ratio to the plain model's, with one more digit where it would look equal to 1 and is not."""
+    near = value is not None and value != 1 and number(value) == number(1)
+    return number(value, 3 if near else 2)
+
+
 def span(low: float, high: float, digits: int = 2) -> str:
     """Write a range, or one number where both ends read the same."""
     first, last = number(low, digits), number(high, digits)

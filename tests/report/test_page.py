@@ -325,3 +325,10 @@ def test_policies_are_reported_beside_compressors(report_of: Callable[..., str],
     assert "as the policy says" not in html, "figures are drawn, not written"
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert names == EVERY
+
+
+@pytest.mark.parametrize(("preset", "notice"), [("frontier", "Does it pay? Which method"), ("path", "acts. Does an")])
+def test_the_question_of_a_preset_is_at_the_top(report_of: Callable[..., str], preset: str, notice: str) -> None:
+    record = make_record()
+    record["environment"]["preset"] = preset
+    assert notice in " ".join(report_of(record).split())

@@ -191,6 +191,14 @@ def test_peak_memory_is_judged_beside_the_plain_model(peak: float, outcome: str)
     assert verdict("Peak memory", record).outcome == outcome
 
 
+def test_a_ratio_never_looks_equal_to_one_where_a_difference_is_claimed() -> None:
+    record = make_record()
+    record["peak"]["plain_bytes"] = {"median": 5e8, "min": 5e8, "max": 5e8}
+    record["peak"]["wrapped_bytes"] = {"median": 4.98e8, "min": 4.98e8, "max": 4.98e8}
+    found = verdict("Peak memory", record)
+    assert (found.outcome, found.key) == ("lower peak", "0.996×")
+
+
 def test_a_failed_run_is_named_with_its_reason() -> None:
     found = verdict("Failed runs", make_record("000000"), make_failure("out of memory.", seed=3))
     assert found.text == "svd, mask 100000, seed 3: out of memory."
