@@ -1,4 +1,4 @@
-"""A policy found, not guessed: per layer the smallest form of its input that keeps the weight's gradient good enough.
+"""A policy found, not guessed: per layer a small form of its input that keeps the weight's gradient good enough.
 
 On path ``backward`` the forward pass is exact, and a layer's gradient depends on nobody's compression but its own: what
 each compressor would do to each layer follows from one exact step. What is chosen is then measured as a whole, the
