@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lrbench.kernels.loops import combine, compiled, for_parts
+from lrbench.kernels import lanes
+from lrbench.kernels.lanes import add, load, plus, spread, store, width, zeros
+from lrbench.kernels.loops import compiled, for_parts
 
 __all__ = ["against", "times"]
 
@@ -41,16 +44,22 @@ def times(
     # No view of another tensor, whatever its strides: what a layer returns may be worked on in place.
     strides = (n * K, 1, K) if channels_last else (n * K, n, 1)
     out = torch.empty_strided((N, K, n), strides, dtype=left.dtype, device="cpu")
-    target = (out.mT if channels_last else out).numpy()
-    # Otherwise a copy the other way round: the coefficients of one row of the result lie side by side.
-    coefficients = left if channels_last else left.T
-    arrays = [t.contiguous().numpy() for t in (coefficients, starts, V, offsets, added)]
-    kernel = _times_last if channels_last else _times
+    # Vectors go along what lies side by side in the result.
+    sides = [(V, offsets), (left, starts)] if channels_last else [(left, starts), (V, offsets)]
+    (rows, first), (columns, other) = sides
+    target, missing = out.mT if channels_last else out, _tile(left) - columns.shape[1]
+    if missing > 0:  # there is no tile so narrow
+        columns = F.pad(columns, (0, missing))
+        added = F.pad(added, (0, missing)) if channels_last else added
+        target = torch.empty(*target.shape[:2], columns.shape[1], dtype=left.dtype, device="cpu")
+    arrays = [t.contiguous().numpy() for t in (rows, columns, first, other, offsets, added)]
 
     def part(start: int, stop: int) -> None:
-        kernel(*arrays, target, start, stop)
+        _multiply(*arrays, channels_last, target.numpy(), start, stop)
 
     for_parts(N, part)
+    if missing > 0:
+        (out.mT if channels_last else out).copy_(target[..., :-missing])
     return out
 
 
@@ -74,136 +83,127 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
         (rows, K).
     """
     N, K, _ = grad.shape
-    last = not grad.is_contiguous() and grad.mT.is_contiguous()
+    tile = _tile(V)
+    last = K >= tile and not grad.is_contiguous() and grad.mT.is_contiguous()
     kernel = _against_last if last else _against
     arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach().mT if last else grad.detach())]
-    zeros = torch.zeros(rows, K, dtype=V.dtype, device="cpu")
+    odd = K % tile if last else 0
+    out = torch.zeros(rows, K - odd + tile if odd else K, dtype=V.dtype, device="cpu")
     found: dict[int, Any] = {}
 
     def part(start: int, stop: int) -> None:
         # Blocks that add to the same rows do so part by part, in the order of the parts.
-        into = np.zeros((rows, K), zeros.numpy().dtype) if shared else zeros.numpy()
+        into = np.zeros(out.shape, out.numpy().dtype) if shared else out.numpy()
         kernel(*arrays, into, start, stop)
         found[start] = into
 
     for_parts(N, part)
     if shared:
         for start in sorted(found):
-            zeros += torch.from_numpy(found[start])
-    return zeros
+            out += torch.from_numpy(found[start])
+    # The last tile is of the last columns, in whole, and has a place of its own.
+    return torch.cat([out[:, : K - odd], out[:, -odd:]], 1) if odd else out
+
+
+def _tile(factors: Tensor) -> int:
+    """Columns of a tile: of two vectors."""
+    return 2 * lanes.BYTES // factors.element_size()
 
 
 @compiled
-def _times(
-    left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
+def _multiply(
+    left: Any,
+    right: Any,
+    starts: Any,
+    others: Any,
+    offsets: Any,
+    bias: Any,
+    along: bool,
+    out: Any,
+    first: int,
+    last: int,
 ) -> None:  # pragma: no cover (compiled)
-    K, n = len(left), V.shape[1]
-    spare = np.empty((3, n), V.dtype)  # for rows that there are not
-    for b in range(first, last):
-        at, rows, into = starts[b], V[offsets[b] : offsets[b + 1]], out[b]
-        for i in range(0, K, 4):
-            i1, i2, i3 = min(i + 1, K - 1), min(i + 2, K - 1), min(i + 3, K - 1)
-            x0, x1 = into[i], into[i1] if i + 1 < K else spare[0]
-            x2, x3 = into[i2] if i + 2 < K else spare[1], into[i3] if i + 3 < K else spare[2]
-            b0, b1, b2, b3 = bias[i], bias[i1], bias[i2], bias[i3]
-            for t in range(n):
-                x0[t] = b0
-                x1[t] = b1
-                x2[t] = b2
-                x3[t] = b3
-            combine(rows, len(rows), left[i, at:], left[i1, at:], left[i2, at:], left[i3, at:], x0, x1, x2, x3)
+    """``out[b]``, (p, q), = Lᵀ R + ``bias``, which is each column's where it goes ``along`` the rows, else each row's.
 
-
-@compiled
-def _times_last(
-    left: Any, starts: Any, V: Any, offsets: Any, bias: Any, out: Any, first: int, last: int
-) -> None:  # pragma: no cover (compiled)
-    """Two columns at a time: each row of ``left`` that is read serves both, and every number is written where it goes.
-
-    What is left over of fours comes first, with the bias. All in one loop: a view that is handed on costs more than K
-    products.
+    L are the rows of ``left`` from ``starts[b]`` on and R those of ``right`` from ``others[b]`` on, as many as the
+    block's rank. Four rows of the result and two vectors of its columns at a time stay in registers until all is summed
+    up; what the last tile shares with the one before is written twice, with the same numbers.
     """
-    K, n = left.shape[1], V.shape[1]
-    spare = np.empty(K, V.dtype)
+    p, q, w = left.shape[1], right.shape[1], width(right)
     for b in range(first, last):
         rank = offsets[b + 1] - offsets[b]
-        L, R, into = left[starts[b] : starts[b] + rank], V[offsets[b] : offsets[b + 1]], out[b]
-        for t in range(0, n, 2):
-            u = min(t + 1, n - 1)
-            x, y = into[t], into[u] if u > t else spare
-            k = rank % 4
-            if k == 0:
-                for j in range(K):
-                    x[j] = bias[j]
-                    y[j] = bias[j]
-            elif k == 1:
-                l0, a0, c0 = L[0], R[0, t], R[0, u]
-                for j in range(K):
-                    v0, s = l0[j], bias[j]
-                    x[j] = s + a0 * v0
-                    y[j] = s + c0 * v0
-            elif k == 2:
-                l0, l1, a0, a1, c0, c1 = L[0], L[1], R[0, t], R[1, t], R[0, u], R[1, u]
-                for j in range(K):
-                    v0, v1, s = l0[j], l1[j], bias[j]
-                    x[j] = s + a0 * v0 + a1 * v1
-                    y[j] = s + c0 * v0 + c1 * v1
-            else:
-                l0, l1, l2 = L[0], L[1], L[2]
-                a0, a1, a2, c0, c1, c2 = R[0, t], R[1, t], R[2, t], R[0, u], R[1, u], R[2, u]
-                for j in range(K):
-                    v0, v1, v2, s = l0[j], l1[j], l2[j], bias[j]
-                    x[j] = s + a0 * v0 + a1 * v1 + a2 * v2
-                    y[j] = s + c0 * v0 + c1 * v1 + c2 * v2
-            while k < rank:
-                l0, l1, l2, l3 = L[k], L[k + 1], L[k + 2], L[k + 3]
-                a0, a1, a2, a3 = R[k, t], R[k + 1, t], R[k + 2, t], R[k + 3, t]
-                c0, c1, c2, c3 = R[k, u], R[k + 1, u], R[k + 2, u], R[k + 3, u]
-                for j in range(K):
-                    v0, v1, v2, v3 = l0[j], l1[j], l2[j], l3[j]
-                    x[j] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-                    y[j] += (c0 * v0 + c1 * v1) + (c2 * v2 + c3 * v3)
-                k += 4
+        L, R, into = left[starts[b] : starts[b] + rank], right[others[b] : others[b] + rank], out[b]
+        for t0 in range(0, p, 4):
+            for i in range(0, q, 2 * w):
+                j = min(i, q - 2 * w)
+                t1, t2, t3 = min(t0 + 1, p - 1), min(t0 + 2, p - 1), min(t0 + 3, p - 1)
+                if along:
+                    x0, y0 = load(bias, (j,)), load(bias, (j + w,))
+                    x1, x2, x3, y1, y2, y3 = x0, x0, x0, y0, y0, y0
+                else:
+                    x0, x1 = spread(bias, (t0,)), spread(bias, (t1,))
+                    x2, x3 = spread(bias, (t2,)), spread(bias, (t3,))
+                    y0, y1, y2, y3 = x0, x1, x2, x3
+                for k in range(rank):
+                    u, v = load(R, (k, j)), load(R, (k, j + w))
+                    a0, a1 = spread(L, (k, t0)), spread(L, (k, t1))
+                    a2, a3 = spread(L, (k, t2)), spread(L, (k, t3))
+                    x0, x1, x2, x3 = plus(x0, a0, u), plus(x1, a1, u), plus(x2, a2, u), plus(x3, a3, u)
+                    y0, y1, y2, y3 = plus(y0, a0, v), plus(y1, a1, v), plus(y2, a2, v), plus(y3, a3, v)
+                store(into, (t0, j), x0)
+                store(into, (t1, j), x1)
+                store(into, (t2, j), x2)
+                store(into, (t3, j), x3)
+                store(into, (t0, j + w), y0)
+                store(into, (t1, j + w), y1)
+                store(into, (t2, j + w), y2)
+                store(into, (t3, j + w), y3)
 
 
 @compiled
 def _against_last(
     V: Any, offsets: Any, starts: Any, grad: Any, out: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    """Four columns of the gradient at a time, for three rows of the result, and for those left over one by one."""
-    n, K = grad.shape[1], grad.shape[2]
+    """Sum some rows of the gradient at a time for four rows of the result, two vectors of each, that stay in registers.
+
+    As many rows as the innermost cache holds. All is read once in order first, because what is read in order is fetched
+    ahead of time: tile by tile only a part of each row would be.
+    """
+    n, K, w = grad.shape[1], grad.shape[2], width(V)
+    most, unused = max(16, 512 * w // K), np.empty(w, V.dtype)
     for b in range(first, last):
-        at, rank, G = starts[b], offsets[b + 1] - offsets[b], grad[b]
-        rows, into = V[offsets[b] : offsets[b + 1]], out[at : at + rank]
-        t = 0
-        while t + 4 <= n:
-            g0, g1, g2, g3 = G[t], G[t + 1], G[t + 2], G[t + 3]
-            k = 0
-            while k + 3 <= rank:
-                x, y, z = into[k], into[k + 1], into[k + 2]
-                p, q, r = rows[k, t:], rows[k + 1, t:], rows[k + 2, t:]
-                a0, a1, a2, a3, b0, b1, b2, b3 = p[0], p[1], p[2], p[3], q[0], q[1], q[2], q[3]
-                c0, c1, c2, c3 = r[0], r[1], r[2], r[3]
-                for j in range(K):
-                    v0, v1, v2, v3 = g0[j], g1[j], g2[j], g3[j]
-                    x[j] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-                    y[j] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
-                    z[j] += (c0 * v0 + c1 * v1) + (c2 * v2 + c3 * v3)
-                k += 3
-            while k < rank:
-                x, p = into[k], rows[k, t:]
-                a0, a1, a2, a3 = p[0], p[1], p[2], p[3]
-                for j in range(K):
-                    x[j] += (a0 * g0[j] + a1 * g1[j]) + (a2 * g2[j] + a3 * g3[j])
-                k += 1
-            t += 4
-        while t < n:
-            g0 = G[t]
-            for k in range(rank):
-                x, a0 = into[k], rows[k, t]
-                for j in range(K):
-                    x[j] += a0 * g0[j]
-            t += 1
+        at, rank = starts[b], offsets[b + 1] - offsets[b]
+        into = out[at : at + rank]
+        for s in range(0, n, most):
+            count = min(most, n - s)
+            G, R = grad[b, s : s + count], V[offsets[b] : offsets[b + 1], s : s + count]
+            total = zeros(V)
+            for t in range(count):
+                for i in range(0, K - w + 1, 2 * w):  # every line of the cache
+                    total = plus(total, load(G, (t, i)), load(G, (t, i)))
+            store(unused, (0,), total)  # or the compiler would leave it all out
+            for i in range(0, K, 2 * w):
+                j = min(i, K - 2 * w)
+                for k0 in range(0, rank, 4):
+                    k1, k2, k3 = min(k0 + 1, rank - 1), min(k0 + 2, rank - 1), min(k0 + 3, rank - 1)
+                    x0, x1, x2, x3 = zeros(V), zeros(V), zeros(V), zeros(V)
+                    y0, y1, y2, y3 = zeros(V), zeros(V), zeros(V), zeros(V)
+                    for t in range(count):
+                        u, v = load(G, (t, j)), load(G, (t, j + w))
+                        a0, a1, a2, a3 = spread(R, (k0, t)), spread(R, (k1, t)), spread(R, (k2, t)), spread(R, (k3, t))
+                        x0, x1, x2, x3 = plus(x0, a0, u), plus(x1, a1, u), plus(x2, a2, u), plus(x3, a3, u)
+                        y0, y1, y2, y3 = plus(y0, a0, v), plus(y1, a1, v), plus(y2, a2, v), plus(y3, a3, v)
+                    add(into, (k0, i), x0)
+                    add(into, (k0, i + w), y0)
+                    if k1 > k0:
+                        add(into, (k1, i), x1)
+                        add(into, (k1, i + w), y1)
+                    if k2 > k1:
+                        add(into, (k2, i), x2)
+                        add(into, (k2, i + w), y2)
+                    if k3 > k2:
+                        add(into, (k3, i), x3)
+                        add(into, (k3, i + w), y3)
 
 
 @compiled
