@@ -1,7 +1,7 @@
 # make ablate   environment, install, and the embedded demonstration (results/demo)
 # make test     environment, install, static checks, the whole test suite, and two of the bugs that it must find
 # make mutants  all of these bugs, planted one at a time into a copy (results/mutations)
-# make reproduce-small   two seeds, three epochs of the paper's question, beside results/paper (15 minutes of two cores)
+# make reproduce-small   two seeds, three epochs of the paper's question, beside results/paper (ten minutes of two cores)
 # make reliability   kills, full disks, damaged files, many runs, fuzzed parsers: all of what make test tries a share of
 PYTHON ?= python3
 VENV   ?= .venv

@@ -68,7 +68,7 @@ def test_an_sdist_holds_no_results(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert files_of(ROOT / "lrbench") | {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"} <= names
-    assert not [name for name in names if re.match(r"results/|\.ci/|\.asv/|shared/|data/", name)]
+    assert not [name for name in names if re.match(r"results/|\.ci/|\.asv/|data/", name)]
     assert sdist.stat().st_size < 2 << 20
 
 
