@@ -318,14 +318,14 @@ def wrap(
         reason = made.skip(Geometry.of(layers[name]), None, way)
         if reason is not None:
             raise ValueError(f"{made.name or type(made).__name__} is not for layer {name!r} on path {way}: {reason}")
-    if isinstance(mask, Policy) and mask.segments:
-        checkpointed(model, mask.segments)
     if isinstance(mask, Policy) and mask.lean:
+        lean(model)
+    if isinstance(mask, Policy) and mask.segments:
         try:
-            lean(model)
+            checkpointed(model, mask.segments)
         except ValueError:
-            if mask.segments:
-                uncheckpointed(model)
+            if mask.lean:  # it was not before, or it could not have become so
+                unlean(model)
             raise
     for name, (made, way) in plan.items():
         conv = layers[name]

@@ -12,7 +12,7 @@ from torch import nn
 
 import lrbench
 from lrbench import LayerPolicy, Policy
-from lrbench.checkpointing import segments_of
+from lrbench.checkpointing import checkpointed, segments_of
 from lrbench.conv import plain_copy
 from lrbench.models import paper_cnn
 
@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
         (Policy({"conv1": LayerPolicy("svd", path="sideways")}, lean=True), "path is 'sideways'"),
         (Policy({"conv1": LayerPolicy("svd", eps=2.0)}, lean=True), r"eps is 2\.0"),
         (Policy({"conv1": LayerPolicy("svg")}, lean=True), "did you mean"),
-        (Policy({"conv1": LayerPolicy("svd")}, lean=True, segments=99), "cut into 1 to"),
+        (Policy({"conv1": LayerPolicy("svd")}, lean=True, segments=99), "cut into 2 to"),
     ],
 )
 def test_a_policy_that_does_not_fit_leaves_the_model_as_it_was(policy: Policy, message: str) -> None:
@@ -163,13 +163,22 @@ def test_a_policy_that_does_not_fit_leaves_the_model_as_it_was(policy: Policy, m
 
 def test_a_policy_that_cannot_be_applied_leaves_what_the_model_was_before() -> None:
     lean = lrbench.lean(network())
-    with pytest.raises(ValueError, match="cut into 1 to"):
+    with pytest.raises(ValueError, match="cut into 2 to"):
         lrbench.wrap(lean, Policy({}, segments=99))
     assert lrbench.lean_modules(lean)
     with pytest.raises(ValueError, match="lean already"):
         lrbench.wrap(lean, Policy({}, lean=True, segments=2))
     assert lrbench.lean_modules(lean)
     assert not segments_of(lean)
+
+
+def test_a_policy_that_cannot_be_applied_leaves_parts_that_were_cut_before() -> None:
+    part = checkpointed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 2)
+    model = lrbench.lean(nn.Sequential(part, nn.Flatten()))
+    with pytest.raises(ValueError, match="lean already"):
+        lrbench.wrap(model, Policy({}, lean=True, segments=2))
+    assert (segments_of(part), segments_of(model)) == (2, 0)
+    assert lrbench.lean_modules(model)
 
 
 def test_a_policy_beside_other_arguments_is_refused() -> None:
