@@ -55,8 +55,8 @@ class Tuned:
         For :func:`lrbench.wrap`; ``policy.to_toml()`` for ``ablate --policies``.
     candidates : pandas.DataFrame
         A row for each layer and candidate: layer, compressor, eps, nbytes, saved_bytes (what the layer keeps without
-        compression, and nobody else does), cosine and error of its weight's gradient, chosen. Of two batches the worse
-        figures.
+        compression, and nobody else does), cosine and error of its weight's gradient, chosen. Bytes are those of
+        ``batch``, and gradients of two batches the worse.
     gradients : pandas.DataFrame
         A row for each layer with a weight, by a backward pass under the policy: layer, cosine, error.
     plain_held, lean_held, held : int
@@ -107,7 +107,7 @@ def tune(
         Bytes that the step may hold when its forward pass ends, by the ledger. With it, ``cosine`` and ``error`` are no
         bounds: the largest error of any layer is made as small as the budget allows.
     check : tuple of Tensor, optional
-        Another batch of training data: the bounds must hold on both, and ``gradients`` are of this one.
+        Another batch of training data, of any size: the bounds must hold on both, and ``gradients`` are of this one.
     candidates : sequence of LayerPolicy
         What each layer may have, on path ``backward``.
     lean : bool
@@ -189,7 +189,7 @@ class _Bounds:
 def _candidates(
     model: nn.Module, batches: Sequence[Batch], candidates: Sequence[LayerPolicy], seed: int
 ) -> pd.DataFrame:
-    """What each candidate would hold of each layer's input, and do to its weight's gradient, at the worst."""
+    """What each candidate would hold of a layer's input in the first batch, and do to its weight's gradient in any."""
     saved = saved_inputs(model, *batches[0], seed)
     rows = []
     for batch in batches:
@@ -202,7 +202,7 @@ def _candidates(
                     rows.append({"layer": name, "candidate": k, **named, **rated})
     if not rows:
         raise ValueError("no convolution of the model has a weight that is trained and a candidate that fits it")
-    worst = {"compressor": "first", "eps": "first", "nbytes": "max", "saved_bytes": "first", "cosine": "min"}
+    worst = {"compressor": "first", "eps": "first", "nbytes": "first", "saved_bytes": "first", "cosine": "min"}
     grouped = pd.DataFrame(rows).groupby(["layer", "candidate"], sort=False)
     return grouped.agg({**worst, "error": "max"}).reset_index()
 

@@ -49,6 +49,15 @@ def test_every_layers_gradient_keeps_the_bounds_on_both_batches(network: nn.Sequ
         assert rows[rows["chosen"]]["nbytes"].item() == fit["nbytes"].min()
 
 
+def test_bytes_are_those_of_the_batch_that_is_trained_with_whatever_it_is_checked_on(network: nn.Sequential) -> None:
+    x, y = batch(1)
+    many = x.repeat(4, 1, 1, 1), y.repeat(4)
+    alone = lrbench.tune(network, batch(0), cosine=-1.0, candidates=CHOICE, processes=0)
+    checked = lrbench.tune(network, batch(0), check=many, cosine=-1.0, candidates=CHOICE, processes=0)
+    assert checked.candidates["nbytes"].equals(alone.candidates["nbytes"])
+    assert list(checked.policy.layers) == list(alone.policy.layers)
+
+
 def test_what_is_held_is_what_the_ledger_counts(network: nn.Sequential) -> None:
     tuned = lrbench.tune(network, batch(0), cosine=0.9, candidates=CHOICE, processes=0)
     measured = measure_savings(lrbench.wrap(copy.deepcopy(network), tuned.policy), *batch(0))
