@@ -5,8 +5,8 @@ the ReLU holds its own. The gradient needs one bit an element. So does dropout's
 (on a CPU); and max pooling, which keeps its input and an int64 for each output, needs the maximum's place in its
 window.
 
-Outputs, gradients and the random numbers drawn are those of the plain modules, bit for bit; but for half precisions,
-where windows of a pooling overlap: their sums are rounded once here.
+Outputs, gradients and the random numbers drawn are those of the plain modules, bit for bit; but where windows of a
+pooling overlap, in half precisions, whose sums are rounded once here, and on CUDA, where they are summed in any order.
 """
 
 from collections.abc import Callable
@@ -158,7 +158,8 @@ class _Dropout(torch.autograd.Function):
             noise = torch.empty_like(x).bernoulli_(1 - p)
         ctx.format = format_of(noise)
         ctx.save_for_backward(pack_gate(_line(noise, ctx.format)))
-        ctx.scale = float(torch.ones(1, dtype=x.dtype).div_(1 - p))
+        # What the plain module multiplies by: on a CPU numbers of a mask, of its dtype, on CUDA a number beside it.
+        ctx.scale = 1 / (1 - p) if x.device.type == "cuda" else float(torch.ones(1, dtype=x.dtype).div_(1 - p))
         # In the memory of the mask, which nobody needs any more.
         return out if x.device.type == "cuda" else noise.div_(1 - p).mul_(x)
 

@@ -191,7 +191,8 @@ class Im2col(Blocks):
     Parameters
     ----------
     x : Tensor
-        (N, C, H, W), any floating dtype, any device, contiguous or not. It is referenced, not copied.
+        (N, C, H, W), any floating dtype, any device, contiguous or not. It is referenced, not copied, but where
+        groups of channels do not lie one behind the other: in the format channels last.
     kernel_size, stride, padding, dilation, groups, padding_mode
         As for ``torch.nn.Conv2d``.
 

@@ -1,7 +1,8 @@
 """What a compressor is, and what it promises.
 
-A compressor proposes factors; this module checks them. The check is made on the factors as stored, for every block
-of every batch, against a bound that counts rounding, and in float64 where that leaves a doubt: see :mod:`lrbench.compressors.certificate`.
+A compressor proposes factors; this module checks them. The check is made on the factors as stored, for every block of
+every batch, against a bound that counts rounding, and in float64 where that leaves a doubt: see
+:mod:`lrbench.compressors.certificate`.
 """
 
 import math

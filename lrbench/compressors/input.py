@@ -26,6 +26,8 @@ class _Reference(Code):
 class LayerInput(InputCompressor):
     """Keep x by reference, and lower it again whenever D is needed: error 0, and no bytes beside those of x.
 
+    But where :class:`lrbench.Im2col` has to copy x, that copy is kept.
+
     Parameters
     ----------
     eps : float
