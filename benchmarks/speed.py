@@ -1,4 +1,4 @@
-"""Compressing beside what people would use instead: ratios of medians, measured in one process.
+"""Compressing beside what people would use instead: ratios of medians, of what is measured in one process.
 
 ``python -m benchmarks.speed [--records FILE] [--out DIR]`` prints the table, and writes it with every single time into
 DIR. It wants the machine to itself.
@@ -7,14 +7,18 @@ Each kind of call is timed once a round, on images that it has not been timed on
 no kind always follows the same other. Before each kind's turn the process rests a little, for threads that another
 library has just used still wait for work, at full speed; then comes a call that is not timed, on images of its own, and
 then the one that is. Every baseline runs at its own fastest number of threads and memory format, which is tried out
-first.
+first. The whole is measured twice: with an allocator that returns what is freed, and with one that keeps it.
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,40 +64,79 @@ class Promise(NamedTuple):
     bound: float
 
 
+class Allocator(NamedTuple):
+    """How glibc treats what is freed: what that means, and the environment that has it so."""
+
+    meaning: str
+    told: dict[str, str]
+
+
+ALLOCATORS = {
+    "Freed memory is returned": Allocator(
+        "A large result lies in pages that are new to the process, and each is paid for.",
+        {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"},
+    ),
+    "Freed memory is kept": Allocator(
+        "A result lies where the one before lay.",
+        {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"},
+    ),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, help="CIFAR-10 records (binary) to measure on; the photographs without")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each kind (default 15)")
     parser.add_argument("--out", type=Path, help="folder for speed.md and speed.json")
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.into is not None:
+        options.into.write_text(json.dumps(_measure(options.records, options.rounds)), encoding="utf-8")
+        return
     threads = torch.get_num_threads()
-    images, labels, name = images_of(options.records)
+    *_, name = images_of(options.records)
     lines = [
         "# Compressing, beside what people would use instead",
         "",
         f"Images: {name}. {threads} threads. Times are medians of {options.rounds} calls, [quartiles], from images to",
         f"packed and checked factors; layer 1 at eps {EPS:g}. Threads are torch's; a ratio is one of medians, its",
-        "quartiles are of the ratios round by round.",
+        "quartiles are of the ratios round by round. What results are written to decides much, and by default differs",
+        "from process to process: all is measured in either extreme, in a process of its own.",
         "",
     ]
     results: dict[str, Any] = {"images": name, "threads": threads, "environment": environment()}
-    batches = list(images.split(BATCH))
-    tables = [("layer 1, 27x1024", batches, *_first_layer(batches[0], threads))]
-    for layer, inputs in _deeper_inputs(images, labels).items():
-        parts = list(inputs.split(100))
-        tables.append((layer, parts, *_deeper(parts[0], threads)))
-    for title, parts, kinds, promises in tables:
-        seconds = measure_kinds(kinds, parts, options.rounds, threads)
-        results[title] = seconds
-        lines += [f"## {title}", "", *_table(kinds, seconds, promises), ""]
-        if "svd" in kinds:
-            lines += [*_least(batches[0], float(np.median(seconds["svd"]))), ""]
+    given = ["--rounds", str(options.rounds), *(["--records", str(options.records)] if options.records else [])]
+    for title, allocator in ALLOCATORS.items():
+        with TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "benchmarks.speed", *given, "--into", f"{folder}/measured.json"]
+            subprocess.run(command, env={**os.environ, **allocator.told}, check=True)
+            measured = json.loads(Path(folder, "measured.json").read_text(encoding="utf-8"))
+        lines += [f"## {title}", "", allocator.meaning, "", *measured["lines"]]
+        results[title] = measured["seconds"]
     print("\n".join(lines))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "speed.md").write_text("\n".join(lines), encoding="utf-8")
         (options.out / "speed.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def _measure(records: Path | None, rounds: int) -> dict[str, Any]:
+    """The tables as lines, and every single time, with this process's allocator."""
+    threads = torch.get_num_threads()
+    images, labels, _ = images_of(records)
+    batches = list(images.split(BATCH))
+    tables = [("layer 1, 27x1024", batches, *_first_layer(batches[0], threads))]
+    for layer, inputs in _deeper_inputs(images, labels).items():
+        parts = list(inputs.split(100))
+        tables.append((layer, parts, *_deeper(parts[0], threads)))
+    lines, results = [], {}
+    for title, parts, kinds, promises in tables:
+        seconds = results[title] = measure_kinds(kinds, parts, rounds, threads)
+        lines += [f"### {title}", "", *_table(kinds, seconds, promises), ""]
+        if "svd" in kinds:
+            lines += [*_least(batches[0], float(np.median(seconds["svd"]))), ""]
+    return {"lines": lines, "seconds": results}
 
 
 def images_of(records: Path | None) -> tuple[Tensor, Tensor, str]:
