@@ -110,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for title, allocator in ALLOCATORS.items():
         with TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "benchmarks.speed", *given, "--into", f"{folder}/measured.json"]
-            subprocess.run(command, env={**os.environ, **allocator.told}, check=True)
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+            subprocess.run(command, env={**inherited, **allocator.told}, check=True)
             measured = json.loads(Path(folder, "measured.json").read_text(encoding="utf-8"))
         lines += [f"## {title}", "", allocator.meaning, "", *measured["lines"]]
         results[title] = measured["seconds"]
