@@ -12,7 +12,6 @@ first. The whole is measured twice: with an allocator that returns what is freed
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ import lrbench
 from benchmarks.inputs import LAYERS, inputs_met, trained_network
 from lrbench.datasets import load_dataset, to_float
 from lrbench.environment import environment
+from lrbench.measure.memory import allocator_environment
 
 BATCH = 500
 EPS = 0.1
@@ -65,21 +65,17 @@ class Promise(NamedTuple):
 
 
 class Allocator(NamedTuple):
-    """How glibc treats what is freed: what that means, and the environment that has it so."""
+    """How glibc treats what is freed: what that means, and from how many bytes on it is given back."""
 
     meaning: str
-    told: dict[str, str]
+    threshold: int
 
 
 ALLOCATORS = {
     "Freed memory is returned": Allocator(
-        "A large result lies in pages that are new to the process, and each is paid for.",
-        {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"},
+        "A large result lies in pages that are new to the process, and each is paid for.", 128 << 10
     ),
-    "Freed memory is kept": Allocator(
-        "A result lies where the one before lay.",
-        {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"},
-    ),
+    "Freed memory is kept": Allocator("A result lies where the one before lay.", 4_000_000_000),
 }
 
 
@@ -110,8 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for title, allocator in ALLOCATORS.items():
         with TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "benchmarks.speed", *given, "--into", f"{folder}/measured.json"]
-            inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-            subprocess.run(command, env={**inherited, **allocator.told}, check=True)
+            subprocess.run(command, env=allocator_environment(allocator.threshold), check=True)
             measured = json.loads(Path(folder, "measured.json").read_text(encoding="utf-8"))
         lines += [f"## {title}", "", allocator.meaning, "", *measured["lines"]]
         results[title] = measured["seconds"]

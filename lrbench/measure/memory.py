@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Peak", "PeakUnavailableError", "measure_peak", "peak_of", "workspaces_of"]
+__all__ = ["Peak", "PeakUnavailableError", "allocator_environment", "measure_peak", "peak_of", "workspaces_of"]
 
 Step = Callable[[], object]
 
@@ -85,7 +85,7 @@ def measure_peak(
     on_cpu = argument.get("device", "cpu") == "cpu"
     if on_cpu and not Path("/proc/self/clear_refs").exists():
         raise PeakUnavailableError("the peak cannot be reset without /proc/self/clear_refs (Linux)")
-    environment = _environment()
+    environment = allocator_environment(64 << 10)
     command = [sys.executable, "-m", "lrbench.measure.memory", target, json.dumps(argument)]
 
     def once(_: int) -> Peak:
@@ -105,14 +105,20 @@ def measure_peak(
         return list(pool.map(once, range(processes)))
 
 
-def _environment() -> dict[str, str]:
-    """Return this process's environment, in which glibc's allocator is told to give memory back, and nothing else."""
-    small = str(64 << 10)
+def allocator_environment(threshold: int) -> dict[str, str]:
+    """Give this process's environment, in which glibc's allocator is told when to give memory back, and nothing else.
+
+    Parameters
+    ----------
+    threshold : int
+        Bytes: what is no smaller is taken from the system by itself and given back when it is freed, as is so much
+        free memory at the heap's end. A number beyond all that is used lets the process keep everything.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     # Other tunables stay: there are machines where torch cannot be loaded without them.
     tunables = [text for text in kept.pop("GLIBC_TUNABLES", "").split(":") if not text.startswith("glibc.malloc.")]
     told = {"GLIBC_TUNABLES": ":".join(tunables)} if any(tunables) else {}
-    return {**kept, **told, "MALLOC_MMAP_THRESHOLD_": small, "MALLOC_TRIM_THRESHOLD_": small}
+    return {**kept, **told, **dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(threshold))}
 
 
 def peak_of(step: Step, device: str = "cpu") -> Peak:
