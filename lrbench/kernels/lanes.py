@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic, models, register_model
 
-__all__ = ["BYTES", "add", "load", "plus", "spread", "store", "width", "zeros"]
+__all__ = ["BYTES", "add", "broadcast", "fma", "load", "store", "width", "zeros"]
 
 BYTES = 32
 """In a vector: as wide as the registers that most processors have. Where they are narrower, the compiler takes two."""
@@ -20,7 +20,7 @@ BYTES = 32
 _Typed = tuple[Any, Callable[..., Any]]
 
 _operation: Callable[[Callable[..., _Typed]], Any] = intrinsic
-"""What is given is how a call is typed, and what generates its code; what comes of it, a kernel calls."""
+"""Decorates a function that tells how a call of it is typed, and gives what generates its code."""
 
 _FUSED = ("contract", "nsz")
 
@@ -67,7 +67,7 @@ def load(typing: Any, array: Any, at: Any) -> _Typed:
 
 
 @_operation
-def spread(typing: Any, array: Any, at: Any) -> _Typed:
+def broadcast(typing: Any, array: Any, at: Any) -> _Typed:
     """The one number at the place ``at``, a tuple, as often as a vector has room."""
     lanes = _Lanes(array.dtype)
 
@@ -82,7 +82,7 @@ def spread(typing: Any, array: Any, at: Any) -> _Typed:
 
 
 @_operation
-def plus(typing: Any, total: Any, a: Any, b: Any) -> _Typed:
+def fma(typing: Any, total: Any, a: Any, b: Any) -> _Typed:
     """``total`` + a b, in one operation where the processor has it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrbench.kernels import lanes
-from lrbench.kernels.lanes import add, load, plus, spread, store, width, zeros
+from lrbench.kernels.lanes import add, broadcast, fma, load, store, width, zeros
 from lrbench.kernels.loops import compiled, for_parts
 
 __all__ = ["against", "times"]
@@ -141,15 +141,15 @@ def _multiply(
                     x0, y0 = load(bias, (j,)), load(bias, (j + w,))
                     x1, x2, x3, y1, y2, y3 = x0, x0, x0, y0, y0, y0
                 else:
-                    x0, x1 = spread(bias, (t0,)), spread(bias, (t1,))
-                    x2, x3 = spread(bias, (t2,)), spread(bias, (t3,))
+                    x0, x1 = broadcast(bias, (t0,)), broadcast(bias, (t1,))
+                    x2, x3 = broadcast(bias, (t2,)), broadcast(bias, (t3,))
                     y0, y1, y2, y3 = x0, x1, x2, x3
                 for k in range(rank):
                     u, v = load(R, (k, j)), load(R, (k, j + w))
-                    a0, a1 = spread(L, (k, t0)), spread(L, (k, t1))
-                    a2, a3 = spread(L, (k, t2)), spread(L, (k, t3))
-                    x0, x1, x2, x3 = plus(x0, a0, u), plus(x1, a1, u), plus(x2, a2, u), plus(x3, a3, u)
-                    y0, y1, y2, y3 = plus(y0, a0, v), plus(y1, a1, v), plus(y2, a2, v), plus(y3, a3, v)
+                    a0, a1 = broadcast(L, (k, t0)), broadcast(L, (k, t1))
+                    a2, a3 = broadcast(L, (k, t2)), broadcast(L, (k, t3))
+                    x0, x1, x2, x3 = fma(x0, a0, u), fma(x1, a1, u), fma(x2, a2, u), fma(x3, a3, u)
+                    y0, y1, y2, y3 = fma(y0, a0, v), fma(y1, a1, v), fma(y2, a2, v), fma(y3, a3, v)
                 store(into, (t0, j), x0)
                 store(into, (t1, j), x1)
                 store(into, (t2, j), x2)
@@ -180,7 +180,7 @@ def _against_last(
             total = zeros(V)
             for t in range(count):
                 for i in range(0, K - w + 1, 2 * w):  # every line of the cache
-                    total = plus(total, load(G, (t, i)), load(G, (t, i)))
+                    total = fma(total, load(G, (t, i)), load(G, (t, i)))
             store(unused, (0,), total)  # or the compiler would leave it all out
             for i in range(0, K, 2 * w):
                 j = min(i, K - 2 * w)
@@ -190,9 +190,14 @@ def _against_last(
                     y0, y1, y2, y3 = zeros(V), zeros(V), zeros(V), zeros(V)
                     for t in range(count):
                         u, v = load(G, (t, j)), load(G, (t, j + w))
-                        a0, a1, a2, a3 = spread(R, (k0, t)), spread(R, (k1, t)), spread(R, (k2, t)), spread(R, (k3, t))
-                        x0, x1, x2, x3 = plus(x0, a0, u), plus(x1, a1, u), plus(x2, a2, u), plus(x3, a3, u)
-                        y0, y1, y2, y3 = plus(y0, a0, v), plus(y1, a1, v), plus(y2, a2, v), plus(y3, a3, v)
+                        a0, a1, a2, a3 = (
+                            broadcast(R, (k0, t)),
+                            broadcast(R, (k1, t)),
+                            broadcast(R, (k2, t)),
+                            broadcast(R, (k3, t)),
+                        )
+                        x0, x1, x2, x3 = fma(x0, a0, u), fma(x1, a1, u), fma(x2, a2, u), fma(x3, a3, u)
+                        y0, y1, y2, y3 = fma(y0, a0, v), fma(y1, a1, v), fma(y2, a2, v), fma(y3, a3, v)
                     add(into, (k0, i), x0)
                     add(into, (k0, i + w), y0)
                     if k1 > k0:
