@@ -94,3 +94,13 @@ def test_an_extending_preset_takes_the_rest_from_the_other():
 def test_an_unknown_preset_is_named_with_those_that_there_are():
     with pytest.raises(LookupError, match=r"no preset 'papre'.*paper"):
         load_preset("papre")
+
+
+def test_the_readme_says_how_long_the_stored_runs_took():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    told = re.search(
+        r"took ([\d.]+) hours of one thread for `paper`.*?, ([\d.]+) for `frontier` and ([\d.]+) for", readme
+    )
+    for name, hours in zip(("paper", "frontier", "path"), told.groups(), strict=True):
+        runs = [json.loads(file.read_text()) for file in (ROOT / "results" / name).glob("runs/*.json")]
+        assert hours == f"{sum(run['seconds'] for run in runs) / 3600:.1f}", name
