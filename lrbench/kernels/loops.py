@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import torch
 
-__all__ = ["accumulate", "combine", "compiled", "correlate", "digest", "dot", "exact", "for_parts", "inner", "subtract"]
+__all__ = ["accumulate", "compiled", "correlate", "digest", "dot", "exact", "for_parts", "inner", "subtract"]
 
 
 def digest(folder: Path) -> str:
@@ -275,46 +275,3 @@ def correlate(P: Any, at: Any, w: Any, x: Any, out: Any, also: Any) -> None:  # 
         out[i] = dot(w, P[at[i] : at[i] + length])
         also[i] = dot(x, P[at[i] : at[i] + length])
         i += 1
-
-
-@compiled
-def combine(
-    rows: Any, count: int, c0: Any, c1: Any, c2: Any, c3: Any, x0: Any, x1: Any, x2: Any, x3: Any
-) -> None:  # pragma: no cover (compiled)
-    """``x0`` += Σ_k c0_k rows_k over the first ``count`` rows, and the others likewise: four for one reading of a row.
-
-    Four times four, because as many numbers stay in registers, and each that is read is used four times.
-    """
-    n = len(x0)
-    k = 0
-    while k + 4 <= count:
-        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-        a0, a1, a2, a3 = c0[k], c0[k + 1], c0[k + 2], c0[k + 3]
-        b0, b1, b2, b3 = c1[k], c1[k + 1], c1[k + 2], c1[k + 3]
-        d0, d1, d2, d3 = c2[k], c2[k + 1], c2[k + 2], c2[k + 3]
-        e0, e1, e2, e3 = c3[k], c3[k + 1], c3[k + 2], c3[k + 3]
-        for t in range(n):
-            v0, v1, v2, v3 = r0[t], r1[t], r2[t], r3[t]
-            x0[t] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-            x1[t] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
-            x2[t] += (d0 * v0 + d1 * v1) + (d2 * v2 + d3 * v3)
-            x3[t] += (e0 * v0 + e1 * v1) + (e2 * v2 + e3 * v3)
-        k += 4
-    if k + 2 <= count:
-        r0, r1 = rows[k], rows[k + 1]
-        a0, a1, b0, b1, d0, d1, e0, e1 = c0[k], c0[k + 1], c1[k], c1[k + 1], c2[k], c2[k + 1], c3[k], c3[k + 1]
-        for t in range(n):
-            v0, v1 = r0[t], r1[t]
-            x0[t] += a0 * v0 + a1 * v1
-            x1[t] += b0 * v0 + b1 * v1
-            x2[t] += d0 * v0 + d1 * v1
-            x3[t] += e0 * v0 + e1 * v1
-        k += 2
-    if k < count:
-        r0, a0, b0, d0, e0 = rows[k], c0[k], c1[k], c2[k], c3[k]
-        for t in range(n):
-            v0 = r0[t]
-            x0[t] += a0 * v0
-            x1[t] += b0 * v0
-            x2[t] += d0 * v0
-            x3[t] += e0 * v0

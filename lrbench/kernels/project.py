@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from lrbench.kernels.lanes import broadcast, fma, load, store, width, zeros
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import accumulate, combine, compiled, correlate, dot, exact, inner
+from lrbench.kernels.loops import accumulate, compiled, correlate, dot, exact, inner
 
 __all__ = ["project_columns", "project_rows", "residuals"]
 
-TILE = 288
-"""Numbers of a row that are worked on at a time."""
+CACHE = 1 << 15
+"""Bytes of factors that are worked on at a time."""
 
 
 @compiled
@@ -116,8 +117,8 @@ def project_columns(
             _store(basis[b, k], power[b, 4], power[b, 5], V[first + k], B[k])
         for k in range(0, rank, 2):
             other = min(k + 1, rank - 1)
-            _widened(B[k], pitch, columns, wide[0])
-            _widened(B[other], pitch, columns, wide[1])
+            _widen(B[k], 1.0, columns, pitch, wide[0])
+            _widen(B[other], 1.0, columns, pitch, wide[1])
             correlate(P, at, wide[0], wide[1], column[0], column[1])
             for index in range(k, other + 1):
                 _store(column[index - k], power[b, 2], power[b, 3], U[first + index], A[index])
@@ -139,7 +140,7 @@ def residuals(
     squared: Any,
     norms: Any,
 ) -> None:  # pragma: no cover (compiled)
-    """Squared norms of the scaled blocks' D − UV, the residual itself formed a row at a time, and of D.
+    """Squared norms of the scaled blocks' D − UV, the residual itself formed a tile at a time, and of D.
 
     In float32 a bound of what rounding can have hidden is added.
 
@@ -153,35 +154,41 @@ def residuals(
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    # A part of the lines at a time, which stays in the cache while four rows after the other use it.
-    lines = max(1, min(layout.lines, TILE // pitch))
-    parts, span = (layout.lines + lines - 1) // lines, lines * pitch
-    # An odd number of cache lines: rows a power of two apart would share the places of a cache.
-    width = ((span + 15) // 16 | 1) * 16
-    # The last part may read on behind the image.
-    P = np.zeros(layout.channels * layout.plane + span, work.dtype)
+    tile = 2 * width(work)
+    tiles = ((layout.lines - 1) * pitch + columns + tile - 1) // tile
+    # The last tile may read on behind the image.
+    P = np.zeros(layout.channels * layout.plane + tile, work.dtype)
     pixels = P[: layout.channels * layout.plane]
-    B, c = np.zeros((parts, most, width), work.dtype), np.zeros((m + 3, most), work.dtype)
-    rows, counted = np.zeros((4, width), work.dtype), np.zeros((parts, width), work.dtype)
+    # What one tile is made of lies together: rows a power of two apart would share the places of a cache.
+    fours = (m + 3) // 4
+    B, c = np.empty((tiles, most, tile), work.dtype), np.zeros((fours, most, 4), work.dtype)
+    row, counted = np.zeros(tiles * tile, work.dtype), np.zeros(tiles * tile, work.dtype)
+    sums, energies = np.empty((4 * fours, width(work)), work.dtype), np.empty(most)
     for y in range(layout.lines):
-        counted[y // lines, y % lines * pitch : y % lines * pitch + columns] = 1
+        counted[y * pitch : y * pitch + columns] = 1
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, pixels)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
-            _widen_lines(V[first + k], power[b, 5], columns, pitch, lines, B, k)
+            _widen(V[first + k], power[b, 5], columns, pitch, row)
+            energies[k] = _energy(row)
+            for t in range(tiles):
+                store(B, (t, k, 0), load(row, (t * tile,)))
+                store(B, (t, k, width(work)), load(row, (t * tile + width(work),)))
             u = U[first + k]
             for i in range(m):
-                c[i, k] = -np.float64(u[i]) * power[b, 3]
+                c[i // 4, k, i % 4] = -np.float64(u[i]) * power[b, 3]
+        sums[:] = 0
+        # As many tiles at a time as the innermost cache holds.
+        some = max(1, CACHE // (tile * work.itemsize * (rank + 1)))
+        for start in range(0, tiles, some):
+            stop = min(start + some, tiles)
+            for four in range(fours):
+                _add_energies(P, at, B, c[four], rank, counted, start, stop, sums, 4 * four)
         total = 0.0
-        for p in range(parts):
-            for i in range(0, m, 4):
-                some = min(4, m - i)
-                for j in range(some):
-                    rows[j, :span] = P[at[i + j] + p * span : at[i + j] + (p + 1) * span]
-                combine(B[p], rank, c[i], c[i + 1], c[i + 2], c[i + 3], rows[0], rows[1], rows[2], rows[3])
-                for j in range(some):
-                    total += _counted_energy(rows[j], counted[p])
+        for i in range(m):
+            for t in range(width(work)):
+                total += np.float64(sums[i, t])
         norm = _squared_norm(pixels, counts)
         if work.itemsize < 8:
             # Each number of the residual is a sum of rank + 1 products (N. J. Higham, 2002, section 3.1), each energy
@@ -189,10 +196,7 @@ def residuals(
             size = np.sqrt(norm)
             for k in range(rank):
                 u = U[first + k]
-                energy = 0.0
-                for p in range(parts):
-                    energy += _energy(B[p, k])
-                size += np.sqrt(_wide_product(u, u) * energy) * power[b, 3]
+                size += np.sqrt(_wide_product(u, u) * energies[k]) * power[b, 3]
             unit = 2.0**-24
             hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
             total = (np.sqrt(total * (1 + 2 * n * unit)) + hidden) ** 2
@@ -221,15 +225,6 @@ def _narrow(wide: Any, pitch: int, columns: int, out: Any) -> None:  # pragma: n
             into[t] = line[t]
 
 
-@compiled
-def _widened(row: Any, pitch: int, columns: int, out: Any) -> None:  # pragma: no cover (compiled)
-    """Put a row's lines where those of a padded image are; what lies between them stays."""
-    for y in range(len(row) // columns):
-        line, into = row[y * columns : (y + 1) * columns], out[y * pitch : y * pitch + columns]
-        for t in range(columns):
-            into[t] = line[t]
-
-
 @exact
 def _store(values: Any, f: float, g: float, stored: Any, back: Any) -> None:  # pragma: no cover (compiled)
     """Round values times f to the factors' dtype, and give what was stored, times g, in float64."""
@@ -240,13 +235,10 @@ def _store(values: Any, f: float, g: float, stored: Any, back: Any) -> None:  # 
 
 
 @exact
-def _widen_lines(
-    stored: Any, g: float, columns: int, pitch: int, lines: int, B: Any, k: int
-) -> None:  # pragma: no cover (compiled)
-    """A row times g into ``B[:, k]``, so many lines a part, standing where a padded image's do; the rest stays."""
+def _widen(stored: Any, g: float, columns: int, pitch: int, out: Any) -> None:  # pragma: no cover (compiled)
+    """A row times g, its lines put where those of a padded image are; what lies between them stays."""
     for y in range(len(stored) // columns):
-        line = stored[y * columns : (y + 1) * columns]
-        into = B[y // lines, k, y % lines * pitch : y % lines * pitch + columns]
+        line, into = stored[y * columns : (y + 1) * columns], out[y * pitch : y * pitch + columns]
         for t in range(columns):
             into[t] = np.float64(line[t]) * g
 
@@ -261,12 +253,35 @@ def _energy(row: Any) -> float:  # pragma: no cover (compiled)
 
 
 @compiled
-def _counted_energy(row: Any, counted: Any) -> float:  # pragma: no cover (compiled)
-    """Sum of squares of the numbers that are counted once, not of those that are counted zero times."""
-    total = row[0] - row[0]
-    for t in range(len(row)):
-        total += counted[t] * (row[t] * row[t])
-    return np.float64(total)
+def _add_energies(
+    P: Any, at: Any, B: Any, c: Any, rank: int, counted: Any, start: int, stop: int, sums: Any, i: int
+) -> None:  # pragma: no cover (compiled)
+    """Add the squares of D + Σ_k c[k] B[:, k] in some tiles of four rows, from i on, to those rows' sums.
+
+    Two vectors of each row stay in registers. Of D only what is counted is taken; B is zero elsewhere. Sums of rows
+    that the block does not have are to be forgotten.
+    """
+    last, w, nothing = len(at) - 1, width(P), zeros(P)
+    a0, a1, a2, a3 = at[i], at[min(i + 1, last)], at[min(i + 2, last)], at[min(i + 3, last)]
+    e0, e1, e2, e3 = load(sums, (i, 0)), load(sums, (i + 1, 0)), load(sums, (i + 2, 0)), load(sums, (i + 3, 0))
+    for j in range(start, stop):
+        t, s = 2 * w * j, 2 * w * j + w
+        here, there = load(counted, (t,)), load(counted, (s,))
+        x0, y0 = fma(nothing, here, load(P, (a0 + t,))), fma(nothing, there, load(P, (a0 + s,)))
+        x1, y1 = fma(nothing, here, load(P, (a1 + t,))), fma(nothing, there, load(P, (a1 + s,)))
+        x2, y2 = fma(nothing, here, load(P, (a2 + t,))), fma(nothing, there, load(P, (a2 + s,)))
+        x3, y3 = fma(nothing, here, load(P, (a3 + t,))), fma(nothing, there, load(P, (a3 + s,)))
+        for k in range(rank):
+            u, v = load(B, (j, k, 0)), load(B, (j, k, w))
+            c0, c1, c2, c3 = broadcast(c, (k, 0)), broadcast(c, (k, 1)), broadcast(c, (k, 2)), broadcast(c, (k, 3))
+            x0, x1, x2, x3 = fma(x0, c0, u), fma(x1, c1, u), fma(x2, c2, u), fma(x3, c3, u)
+            y0, y1, y2, y3 = fma(y0, c0, v), fma(y1, c1, v), fma(y2, c2, v), fma(y3, c3, v)
+        e0, e1 = fma(fma(e0, x0, x0), y0, y0), fma(fma(e1, x1, x1), y1, y1)
+        e2, e3 = fma(fma(e2, x2, x2), y2, y2), fma(fma(e3, x3, x3), y3, y3)
+    store(sums, (i, 0), e0)
+    store(sums, (i + 1, 0), e1)
+    store(sums, (i + 2, 0), e2)
+    store(sums, (i + 3, 0), e3)
 
 
 @compiled

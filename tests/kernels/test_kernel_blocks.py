@@ -109,16 +109,16 @@ def test_projection_and_residual_are_those_of_what_was_stored(side: str, dtype: 
 @pytest.mark.parametrize(
     "arguments", [PLAIN | {"padding": (1, 1)}, PLAIN | {"kernel_size": (1, 1)}], ids=["3x3", "1x1"]
 )
-def test_the_residual_of_an_image_of_any_width_is_taken_part_by_part(arguments: Arguments, single: bool) -> None:
-    """A part is as many lines as the cache holds; its rows are longer than they are."""
+def test_the_residual_of_an_image_of_any_width_is_taken_tile_by_tile(arguments: Arguments, single: bool) -> None:
+    """A tile is of four rows and two vectors, of which the last ones hold more than there is."""
     generator = torch.Generator().manual_seed(0)
     for width in range(1, 50):
-        x = torch.rand(1, 1, 60, width, generator=generator, dtype=torch.float64)
+        x = torch.rand(1, 1, 60, width, generator=generator, dtype=torch.float32 if single else torch.float64)
         (D,) = lowered(x, arguments)
         view = kernels_view(lrbench.Im2col(x, **arguments))
-        U, V = (torch.randn(2, size, generator=generator, dtype=torch.float64) for size in D.shape)
+        U, V = (torch.randn(2, size, generator=generator, dtype=x.dtype) for size in D.shape)
         found, _ = view.residuals(U, V, torch.tensor([2]), torch.zeros(1, dtype=torch.int64), single=single)
-        exact = np.linalg.norm(D - (U.mT @ V).numpy()) ** 2
+        exact = np.linalg.norm(D - (U.double().mT @ V.double()).numpy()) ** 2
         assert exact * (1 - 1e-12) <= found.item() <= exact * (1 + (1e-3 if single else 1e-12)), width
 
 

@@ -36,10 +36,6 @@ def test_products_are_right_whatever_is_left_over(count: int, length: int) -> No
     rest = w.copy()
     loops.subtract(rows, count, c, rest)
     np.testing.assert_allclose(rest, w - c @ rows, atol=1e-12)
-    factors, sums = g.standard_normal((4, count)), g.standard_normal((4, length))
-    expected = sums + factors @ rows
-    loops.combine(rows, count, *factors, *sums)
-    np.testing.assert_allclose(sums, expected, atol=1e-12)
 
 
 def test_what_must_be_exact_is_so_within_a_kernel_that_takes_liberties() -> None:

@@ -411,12 +411,20 @@ BUGS = [
     ),
     # Measuring
     Bug(
-        "lines of a residual's part told by the room for them",
+        "what padding put between the lines counted in the residual",
         "kernels/project.py",
-        "columns, pitch, lines, B, k)\n            u =",
-        "columns, pitch, B.shape[2] // pitch, B, k)\n            u =",
+        "        counted[y * pitch : y * pitch + columns] = 1\n",
+        "        counted[y * pitch : (y + 1) * pitch] = 1\n",
         "kernels/test_kernel_blocks.py",
-        "part_by_part",
+        "tile_by_tile",
+    ),
+    Bug(
+        "rows that fill the last four counted in the residual",
+        "kernels/project.py",
+        "        for i in range(m):\n            for t in range(width(work)):\n",
+        "        for i in range(len(sums)):\n            for t in range(width(work)):\n",
+        "kernels/test_kernel_blocks.py",
+        "tile_by_tile",
     ),
     Bug(
         "an allocator that keeps memory",
