@@ -90,7 +90,7 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
     patience = min(0.6, max(0.15, 2 * eps)) * allowed
     if given:
         patience = trace
-    j, check, r = 0, rank + 2 if given else 2, 0
+    j, check, often, r = 0, rank + 2 if given else 2, 8, 0
     captured, known = 0.0, 0.0  # trace(T), ‖T‖_F²
     while True:
         inner(G, n, Q[j], w)
@@ -150,7 +150,9 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
                     best += upper[i]
                 if (given or trace - best > allowed) and best + upper[r - 1] - total <= _SLACK * allowed:
                     break
-            check = j + max(1, j // 8)
+            check = j + max(1, j // often)
+            # A check costs as much as many steps, and what was not near at the first one is further away.
+            often = 4
         known += 2 * b * b
         if b == 0.0:
             # An invariant subspace: what it leaves is met from another direction.
