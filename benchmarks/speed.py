@@ -71,12 +71,9 @@ class Allocator(NamedTuple):
     threshold: int
 
 
-ALLOCATORS = {
-    "Freed memory is returned": Allocator(
-        "A large result lies in pages that are new to the process, and each is paid for.", 128 << 10
-    ),
-    "Freed memory is kept": Allocator("A result lies where the one before lay.", 4_000_000_000),
-}
+RETURNED = Allocator("A large result lies in pages that are new to the process, and each is paid for.", 128 << 10)
+KEPT = Allocator("A result lies where the one before lay.", 4_000_000_000)
+ALLOCATORS = {"Freed memory is returned": RETURNED, "Freed memory is kept": KEPT}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,10 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {"images": name, "threads": threads, "environment": environment()}
     given = ["--rounds", str(options.rounds), *(["--records", str(options.records)] if options.records else [])]
     for title, allocator in ALLOCATORS.items():
-        with TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "benchmarks.speed", *given, "--into", f"{folder}/measured.json"]
-            subprocess.run(command, env=allocator_environment(allocator.threshold), check=True)
-            measured = json.loads(Path(folder, "measured.json").read_text(encoding="utf-8"))
+        measured = json.loads(run_apart("benchmarks.speed", given, allocator))
         lines += [f"## {title}", "", allocator.meaning, "", *measured["lines"]]
         results[title] = measured["seconds"]
     print("\n".join(lines))
@@ -115,6 +109,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "speed.md").write_text("\n".join(lines), encoding="utf-8")
         (options.out / "speed.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def run_apart(module: str, arguments: Sequence[str], allocator: Allocator) -> str:
+    """What a module writes to the file of its ``--into``, run in a process of its own that frees memory like that."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "measured")
+        command = [sys.executable, "-m", module, *arguments, "--into", str(path)]
+        subprocess.run(command, env=allocator_environment(allocator.threshold), check=True)
+        return path.read_text(encoding="utf-8")
 
 
 def _measure(records: Path | None, rounds: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are not installed
 from benchmarks import growth
+from benchmarks.speed import KEPT, Allocator
 from lrbench.report.style import looks
 
 
@@ -50,6 +51,13 @@ def test_what_was_measured_is_written_in_full_and_can_be_drawn_again(tmp_path, m
     few["images"] = few["images"]._replace(values=(1, 2, 4))
     few["side"] = few["side"]._replace(values=(8, 9, 10), images=lambda side, draw: growth._crops(5, side, draw))
     monkeypatch.setattr(growth, "SWEEPS", {name: few[name] for name in ("images", "side")})
+
+    def here(module: str, arguments: list[str], allocator: Allocator) -> str:
+        assert (module, allocator) == ("benchmarks.growth", KEPT)
+        growth.main([*arguments, "--into", str(tmp_path / "measured")])
+        return (tmp_path / "measured").read_text()
+
+    monkeypatch.setattr(growth, "run_apart", here)
     growth.main(["--rounds", "2", "--out", str(tmp_path)])
     table = pd.read_csv(tmp_path / "growth.csv")
     assert len(table) == 2 * 3 * len(growth.COMPRESSORS) * 2
