@@ -120,19 +120,19 @@ SWEEPS = {
         f"image side, eps {EPS:g}",
         "side (pixels)",
         (16, 24, 32, 48, 64, 96, 128, 192, 256),
-        lambda side, draw: _crops(8 * 256**2 // side**2, side, draw),
+        lambda side, draw: _crops(24 * 256**2 // side**2, side, draw),
     ),
     "channels": Sweep(
         f"channels of 16x16, eps {EPS:g}",
         "channels",
         (3, 4, 6, 9, 12, 18, 24, 36, 48, 72, 96),
-        lambda channels, draw: _features(32 * 96 // channels, channels, draw),
+        lambda channels, draw: _features(96 * 96 // channels, channels, draw),
     ),
     "1/eps": Sweep(
         "1/eps, images of 3x32x32",
         "1/eps",
         (2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100),
-        lambda _, draw: _crops(400, 32, draw),
+        lambda _, draw: _crops(1200, 32, draw),
         lambda inverse: 1 / inverse,
     ),
 }
