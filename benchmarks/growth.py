@@ -39,6 +39,8 @@ from .speed import EPS, KEPT, RESTS, run_apart
 
 COMPRESSORS = ("svd", "rsvd", "aca", "aca-estimate")
 QUARTILES = np.array([0.25, 0.5, 0.75])
+TEXT, TOP = 0.075, 0.95
+"""Height of a line of text, and of the highest one, as parts of a panel's height."""
 
 
 class Sweep(NamedTuple):
@@ -208,6 +210,16 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Heights of texts, rising, beside the ends of their lines, but not on each other nor on the heading above."""
+    found: list[float] = []
+    for height in heights:
+        found.append(max([height, *(before + TEXT for before in found[-1:])]))
+    for k, over in enumerate(reversed(range(len(found)))):
+        found[over] = min(found[over], TOP - k * TEXT)
+    return found
+
+
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw medians with quartiles and the fitted lines, a panel for each quantity that grows."""
     style = looks(table["compressor"])
@@ -234,10 +246,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             ax.xaxis.set_minor_locator(NullLocator())
             plain_ticks(ax.yaxis, log=True)
             ax.text(1.1, 1.03, "exponent", transform=ax.transAxes, color=MUTED)
-            height = -1.0
-            for end, kind, law in sorted(ends[name]):
-                line_end = ax.transAxes.inverted().transform(ax.transData.transform((law.stop, end)))
-                height = max(height + 0.075, line_end[1])  # beside the line's end, but not on another text
+            to_axes = ax.transData + ax.transAxes.inverted()
+            wanted = [to_axes.transform((law.stop, end))[1] for end, _, law in sorted(ends[name])]
+            for height, (_, kind, law) in zip(_apart(wanted), sorted(ends[name]), strict=True):
                 mark = style[kind]
                 ax.plot(1.06, height, mark.marker, color=mark.colour, transform=ax.transAxes, clip_on=False)
                 ax.text(1.1, height, str(law), transform=ax.transAxes, va="center")
