@@ -210,14 +210,10 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
-def _apart(heights: Sequence[float]) -> list[float]:
-    """Heights of texts, rising, beside the ends of their lines, but not on each other nor on the heading above."""
-    found: list[float] = []
-    for height in heights:
-        found.append(max([height, *(before + TEXT for before in found[-1:])]))
-    for k, over in enumerate(reversed(range(len(found)))):
-        found[over] = min(found[over], TOP - k * TEXT)
-    return found
+def spread(heights: Sequence[float]) -> NDArray[np.float64]:
+    """Move rising heights of texts so that none stands on another one, nor on the heading above."""
+    lines = TEXT * np.arange(len(heights))
+    return np.minimum(np.maximum.accumulate(heights - lines) + lines, TOP - lines[::-1])
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -248,7 +244,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             ax.text(1.1, 1.03, "exponent", transform=ax.transAxes, color=MUTED)
             to_axes = ax.transData + ax.transAxes.inverted()
             wanted = [to_axes.transform((law.stop, end))[1] for end, _, law in sorted(ends[name])]
-            for height, (_, kind, law) in zip(_apart(wanted), sorted(ends[name]), strict=True):
+            for height, (_, kind, law) in zip(spread(wanted), sorted(ends[name]), strict=True):
                 mark = style[kind]
                 ax.plot(1.06, height, mark.marker, color=mark.colour, transform=ax.transAxes, clip_on=False)
                 ax.text(1.1, height, str(law), transform=ax.transAxes, va="center")

@@ -33,7 +33,7 @@ def test_the_interval_holds_the_true_exponent_in_nineteen_cases_of_twenty() -> N
 
 @pytest.mark.parametrize("ends", [[0.1, 0.5, 0.9], [0.5, 0.51, 0.52], [0.9, 0.95, 0.99, 1.0], [0.2, 0.93, 0.94]])
 def test_exponents_stand_beside_their_lines_but_not_on_each_other_nor_on_the_heading(ends: list[float]) -> None:
-    heights = growth._apart(ends)
+    heights = growth.spread(ends)
     assert heights[-1] <= growth.TOP
     assert (np.diff(heights) >= growth.TEXT - 1e-9).all()
     assert np.abs(np.array(heights) - ends).max() <= len(ends) * growth.TEXT
