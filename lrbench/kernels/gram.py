@@ -152,8 +152,12 @@ def rows_gram(image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any)
     pitch, guard = _frameless(layout)
     size = H * pitch + 2 * guard
     pad(image, f, g, pitch, size, 0, guard, P)
+    # Columns of the image in one piece each: those that some window does not meet.
+    first, last = (S - 1) * q - layout.left, layout.columns - layout.left
     for c in range(C):
         for x in range(W):
+            if first <= x < last:
+                continue
             into, at = Q[(c * W + x) * H : (c * W + x + 1) * H], c * size + guard + x
             for y in range(H):
                 into[y] = P[at + y * pitch]
