@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.crosses import enlarged, read
-from lrbench.kernels.layout import pad
+from lrbench.kernels.crosses import enlarged
+from lrbench.kernels.layout import pad, read
 from lrbench.kernels.loops import compiled
 
 __all__ = ["by_columns", "by_crosses"]

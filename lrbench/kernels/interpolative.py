@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.crosses import enlarged, read
+from lrbench.kernels.crosses import enlarged
 from lrbench.kernels.gram import rows_gram, rows_scratch
-from lrbench.kernels.layout import pad
+from lrbench.kernels.layout import pad, read
 from lrbench.kernels.loops import compiled, subtract
 
 __all__ = ["by_rows"]

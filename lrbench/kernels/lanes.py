@@ -12,7 +12,21 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic, models, register_model
 
-__all__ = ["BYTES", "add", "broadcast", "fma", "load", "store", "width", "zeros"]
+__all__ = [
+    "BYTES",
+    "add",
+    "broadcast",
+    "fma",
+    "larger",
+    "load",
+    "peak",
+    "prefetch",
+    "reaches",
+    "store",
+    "summed",
+    "width",
+    "zeros",
+]
 
 BYTES = 32
 """In a vector: as wide as the registers that most processors have. Where they are narrower, the compiler takes two."""
@@ -73,10 +87,7 @@ def broadcast(typing: Any, array: Any, at: Any) -> _Typed:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = builder.load(_place(context, builder, array, *arguments))
-        kind = context.get_value_type(lanes)
-        nothing = ir.Constant(kind, ir.Undefined)
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), [0] * lanes.count)
-        return builder.shuffle_vector(builder.insert_element(nothing, number, ir.IntType(32)(0)), nothing, everywhere)
+        return _everywhere(builder, number, context.get_value_type(lanes))
 
     return lanes(array, at), generate
 
@@ -90,6 +101,74 @@ def fma(typing: Any, total: Any, a: Any, b: Any) -> _Typed:
         return builder.fadd(total, builder.fmul(a, b, flags=_FUSED), flags=_FUSED)
 
     return total(total, a, b), generate
+
+
+@_operation
+def larger(typing: Any, least: Any, x: Any) -> _Typed:
+    """The magnitudes of x, or ``least`` where that is larger."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        least, x = arguments
+        name = f"llvm.fabs.v{x.type.count}f{x.type.element.intrinsic_name[1:]}"
+        size = builder.call(builder.module.declare_intrinsic(name, (), ir.FunctionType(x.type, [x.type])), [x])
+        return builder.select(builder.fcmp_ordered(">", size, least), size, least)
+
+    return least(least, x), generate
+
+
+@_operation
+def peak(typing: Any, x: Any) -> _Typed:
+    """The largest number of a vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x,) = arguments
+        largest, *others = _numbers(builder, x)
+        for number in others:
+            largest = builder.select(builder.fcmp_ordered(">", number, largest), number, largest)
+        return largest
+
+    return x.dtype(x), generate
+
+
+@_operation
+def summed(typing: Any, x: Any) -> _Typed:
+    """The sum of a vector's numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        numbers = _numbers(builder, *arguments)
+        while len(numbers) > 1:
+            numbers = [builder.fadd(a, b) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
+        return numbers[0]
+
+    return x.dtype(x), generate
+
+
+@_operation
+def reaches(typing: Any, x: Any, least: Any) -> _Typed:
+    """Whether a number of a vector is as large as ``least``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, least = arguments
+        found = builder.fcmp_ordered(">=", x, _everywhere(builder, least, x.type))
+        bits = ir.IntType(x.type.count)
+        return builder.icmp_unsigned("!=", builder.bitcast(found, bits), bits(0))
+
+    return types.boolean(x, x.dtype), generate
+
+
+@_operation
+def prefetch(typing: Any, array: Any, at: Any) -> _Typed:
+    """Ask for the memory at the place ``at``, a tuple, and go on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
+        pointer = builder.bitcast(_place(context, builder, array, *arguments), byte)
+        builder.call(ask, [pointer, whole(0), whole(2), whole(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, at), generate
 
 
 @_operation
@@ -124,6 +203,16 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
 
 def _pointer(context: Any, builder: Any, kind: Any, lanes: _Lanes, array: Any, at: Any) -> Any:
     return builder.bitcast(_place(context, builder, kind, array, at), context.get_value_type(lanes).as_pointer())
+
+
+def _numbers(builder: Any, x: Any) -> list[Any]:
+    return [builder.extract_element(x, ir.IntType(32)(k)) for k in range(x.type.count)]
+
+
+def _everywhere(builder: Any, number: Any, kind: Any) -> Any:
+    nothing = ir.Constant(kind, ir.Undefined)
+    first = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(builder.insert_element(nothing, number, ir.IntType(32)(0)), nothing, first)
 
 
 def _read(builder: Any, pointer: Any, array: Any) -> Any:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrbench.kernels.loops import exact
+from lrbench.kernels.lanes import load, store, width
+from lrbench.kernels.loops import compiled, exact
 
-__all__ = ["Layout", "counts", "offsets", "pad"]
+__all__ = ["Layout", "counts", "offsets", "pad", "read"]
 
 
 class Layout(NamedTuple):
@@ -95,3 +96,16 @@ def pad(
             line, into = image[c, y], P[at : at + W]
             for t in range(W):
                 into[t] = (line[t] * f) * g
+
+
+@compiled
+def read(P: Any, start: int, pitch: int, columns: int, row: Any) -> None:  # pragma: no cover (compiled)
+    """A row of a block, from where it begins in the padded image: its lines, without what lies between them."""
+    w = width(P)
+    lines, vectors = len(row) // columns, columns // w
+    for y in range(lines):
+        at, into = start + y * pitch, y * columns
+        for j in range(vectors):
+            store(row, (into + j * w,), load(P, (at + j * w,)))
+        for t in range(vectors * w, columns):
+            row[into + t] = P[at + t]

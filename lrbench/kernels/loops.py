@@ -16,7 +16,20 @@ from typing import Any
 import numba
 import torch
 
-__all__ = ["accumulate", "compiled", "correlate", "digest", "dot", "exact", "for_parts", "inner", "subtract"]
+from lrbench.kernels.lanes import prefetch
+
+__all__ = [
+    "accumulate",
+    "ask_for",
+    "compiled",
+    "correlate",
+    "digest",
+    "dot",
+    "exact",
+    "for_parts",
+    "inner",
+    "subtract",
+]
 
 
 def digest(folder: Path) -> str:
@@ -134,6 +147,17 @@ def _begin_anew() -> None:
 
 if hasattr(os, "register_at_fork"):  # where there is one
     os.register_at_fork(after_in_child=_begin_anew)
+
+
+@compiled
+def ask_for(memory: Any, start: int, count: int) -> None:  # pragma: no cover (compiled)
+    """Have numbers of a contiguous array, (.,), brought into the cache while other work goes on.
+
+    Factors of many blocks are larger than a cache, and a pass over one block is too short for the processor to foresee
+    the next. What is written is asked for as well: a line of memory is read before a part of it is written.
+    """
+    for t in range(start, min(start + count, len(memory)), 64 // memory.itemsize):
+        prefetch(memory, (t,))
 
 
 @compiled

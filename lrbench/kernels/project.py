@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.lanes import broadcast, fma, load, store, width, zeros
-from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import accumulate, compiled, correlate, dot, exact, inner
+from lrbench.kernels.lanes import broadcast, fma, load, store, summed, width, zeros
+from lrbench.kernels.layout import pad, read
+from lrbench.kernels.loops import accumulate, ask_for, compiled, correlate, dot, exact, inner
 
 __all__ = ["project_columns", "project_rows", "residuals"]
 
@@ -66,6 +66,7 @@ def project_rows(
     A, B = np.empty((most, m), work.dtype), np.empty((most, n), work.dtype)
     wide, row = np.empty((2, (layout.lines - 1) * pitch + columns), work.dtype), np.empty(n, work.dtype)
     products = np.empty(most)
+    memory = V.reshape(-1)
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
         norm = _squared_norm(P, counts)
@@ -76,8 +77,9 @@ def project_rows(
         for k in range(0, rank, 2):
             other = min(k + 1, rank - 1)
             accumulate(P, at, A[k], A[other], wide[0], wide[1])
+            ask_for(memory, (first + k + 2) * n, 2 * n)
             for index in range(k, other + 1):
-                _narrow(wide[index - k], pitch, columns, row)
+                read(wide[index - k], 0, pitch, columns, row)
                 _store(row, power[b, 4], power[b, 5], V[first + index], B[index])
                 met += dot(row, B[index])
         _judge(A, B, rank, norm, met, m, products, squared, norms, b)
@@ -154,10 +156,15 @@ def residuals(
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    tile = 2 * width(work)
-    tiles = ((layout.lines - 1) * pitch + columns + tile - 1) // tile
-    # The last tile may read on behind the image.
-    P = np.zeros(layout.channels * layout.plane + tile, work.dtype)
+    # Tiles are of two vectors each. The last vector of a line, and that of a tile, may read on behind the image.
+    w = width(work)
+    span = (columns + w - 1) // w * w
+    tile, vectors = 2 * w, layout.lines * span // w
+    tiles = (vectors + 1) // 2
+    place = np.zeros(2 * tiles, np.int64)
+    for q in range(vectors):
+        place[q] = q * w // span * pitch + q * w % span
+    P = np.zeros(layout.channels * layout.plane + w, work.dtype)
     pixels = P[: layout.channels * layout.plane]
     # What one tile is made of lies together: rows a power of two apart would share the places of a cache.
     fours = (m + 3) // 4
@@ -165,26 +172,28 @@ def residuals(
     row, counted = np.zeros(tiles * tile, work.dtype), np.zeros(tiles * tile, work.dtype)
     sums, energies = np.empty((4 * fours, width(work)), work.dtype), np.empty(most)
     for y in range(layout.lines):
-        counted[y * pitch : y * pitch + columns] = 1
+        counted[y * span : y * span + columns] = 1
+    memory = V.reshape(-1)
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, pixels)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
-            _widen(V[first + k], power[b, 5], columns, pitch, row)
-            energies[k] = _energy(row)
-            for t in range(tiles):
-                store(B, (t, k, 0), load(row, (t * tile,)))
-                store(B, (t, k, width(work)), load(row, (t * tile + width(work),)))
+            _widen(V[first + k], power[b, 5], columns, span, row)
+            energies[k] = _fill(row, B, k)
             u = U[first + k]
             for i in range(m):
                 c[i // 4, k, i % 4] = -np.float64(u[i]) * power[b, 3]
         sums[:] = 0
+        # While this block is worked on the next one's V is asked for, a bit for each tile.
+        ahead = offsets[b + 1] * n
+        bit = (offsets[min(b + 2, len(images))] * n - ahead + tiles * fours - 1) // (tiles * fours)
         # As many tiles at a time as the innermost cache holds.
         some = max(1, CACHE // (tile * work.itemsize * (rank + 1)))
         for start in range(0, tiles, some):
             stop = min(start + some, tiles)
             for four in range(fours):
-                _add_energies(P, at, B, c[four], rank, counted, start, stop, sums, 4 * four)
+                _add_energies(P, at, place, B, c[four], rank, counted, start, stop, sums, 4 * four, memory, ahead, bit)
+                ahead += (stop - start) * bit
         total = 0.0
         for i in range(m):
             for t in range(width(work)):
@@ -216,61 +225,76 @@ def _squared_norm(P: Any, counts: Any) -> float:  # pragma: no cover (compiled)
     return total
 
 
-@compiled
-def _narrow(wide: Any, pitch: int, columns: int, out: Any) -> None:  # pragma: no cover (compiled)
-    """Leave out what lies between the lines of a row."""
-    for y in range(len(out) // columns):
-        line, into = wide[y * pitch : y * pitch + columns], out[y * columns : (y + 1) * columns]
-        for t in range(columns):
-            into[t] = line[t]
-
-
 @exact
 def _store(values: Any, f: float, g: float, stored: Any, back: Any) -> None:  # pragma: no cover (compiled)
     """Round values times f to the factors' dtype, and give what was stored, times g, in float64."""
+    to, fro = values.dtype.type(f), back.dtype.type(g)  # exponents of half a number's own range
     for t in range(len(values)):
-        stored[t] = values[t] * f
+        stored[t] = values[t] * to
     for t in range(len(values)):
-        back[t] = np.float64(stored[t]) * g
+        back[t] = stored[t] * fro
 
 
 @exact
 def _widen(stored: Any, g: float, columns: int, pitch: int, out: Any) -> None:  # pragma: no cover (compiled)
-    """A row times g, its lines put where those of a padded image are; what lies between them stays."""
+    """A row times g, its lines put ``pitch`` apart; what lies between them stays."""
+    factor = out.dtype.type(g)  # an exponent of half a number's own range
+    if pitch == columns:
+        columns = len(stored)  # as a single line: each costs as much to begin as a dozen numbers
     for y in range(len(stored) // columns):
         line, into = stored[y * columns : (y + 1) * columns], out[y * pitch : y * pitch + columns]
         for t in range(columns):
-            into[t] = np.float64(line[t]) * g
+            into[t] = line[t] * factor
 
 
 @compiled
-def _energy(row: Any) -> float:  # pragma: no cover (compiled)
-    """Sum of squares, in the row's dtype."""
-    total = row[0] - row[0]
-    for t in range(len(row)):
-        total += row[t] * row[t]
-    return np.float64(total)
+def _fill(row: Any, B: Any, k: int) -> float:  # pragma: no cover (compiled)
+    """Put a row into tiles, as row k of each; the sum of its squares, in its dtype."""
+    w = width(row)
+    e0 = e1 = zeros(row)
+    for t in range(len(B)):
+        x, y = load(row, (2 * w * t,)), load(row, (2 * w * t + w,))
+        store(B, (t, k, 0), x)
+        store(B, (t, k, w), y)
+        e0, e1 = fma(e0, x, x), fma(e1, y, y)
+    return np.float64(summed(e0)) + np.float64(summed(e1))
 
 
 @compiled
 def _add_energies(
-    P: Any, at: Any, B: Any, c: Any, rank: int, counted: Any, start: int, stop: int, sums: Any, i: int
+    P: Any,
+    at: Any,
+    place: Any,
+    B: Any,
+    c: Any,
+    rank: int,
+    counted: Any,
+    start: int,
+    stop: int,
+    sums: Any,
+    i: int,
+    memory: Any,
+    ahead: int,
+    bit: int,
 ) -> None:  # pragma: no cover (compiled)
     """Add the squares of D + Σ_k c[k] B[:, k] in some tiles of four rows, from i on, to those rows' sums.
 
     Two vectors of each row stay in registers. Of D only what is counted is taken; B is zero elsewhere. Sums of rows
-    that the block does not have are to be forgotten.
+    that the block does not have are to be forgotten. With each tile ``bit`` numbers of ``memory``, from ``ahead`` on,
+    are asked for.
     """
     last, w, nothing = len(at) - 1, width(P), zeros(P)
     a0, a1, a2, a3 = at[i], at[min(i + 1, last)], at[min(i + 2, last)], at[min(i + 3, last)]
     e0, e1, e2, e3 = load(sums, (i, 0)), load(sums, (i + 1, 0)), load(sums, (i + 2, 0)), load(sums, (i + 3, 0))
     for j in range(start, stop):
-        t, s = 2 * w * j, 2 * w * j + w
-        here, there = load(counted, (t,)), load(counted, (s,))
+        t, s = place[2 * j], place[2 * j + 1]
+        here, there = load(counted, (2 * w * j,)), load(counted, (2 * w * j + w,))
         x0, y0 = fma(nothing, here, load(P, (a0 + t,))), fma(nothing, there, load(P, (a0 + s,)))
         x1, y1 = fma(nothing, here, load(P, (a1 + t,))), fma(nothing, there, load(P, (a1 + s,)))
         x2, y2 = fma(nothing, here, load(P, (a2 + t,))), fma(nothing, there, load(P, (a2 + s,)))
         x3, y3 = fma(nothing, here, load(P, (a3 + t,))), fma(nothing, there, load(P, (a3 + s,)))
+        ask_for(memory, ahead, bit)
+        ahead += bit
         for k in range(rank):
             u, v = load(B, (j, k, 0)), load(B, (j, k, w))
             c0, c1, c2, c3 = broadcast(c, (k, 0)), broadcast(c, (k, 1)), broadcast(c, (k, 2)), broadcast(c, (k, 3))

@@ -413,8 +413,8 @@ BUGS = [
     Bug(
         "what padding put between the lines counted in the residual",
         "kernels/project.py",
-        "        counted[y * pitch : y * pitch + columns] = 1\n",
-        "        counted[y * pitch : (y + 1) * pitch] = 1\n",
+        "        counted[y * span : y * span + columns] = 1\n",
+        "        counted[y * span : (y + 1) * span] = 1\n",
         "kernels/test_kernel_blocks.py",
         "tile_by_tile",
     ),
