@@ -1,7 +1,8 @@
 """Crosses: rank-one updates built from a row and a column of the residual.
 
-The algorithm stands here for all blocks together, step by step, and in :mod:`lrbench.kernels.crosses` for a CPU, block
-by block. Both choose the same pivots, up to rounding.
+The algorithm stands here for all blocks together, step by step, and for a CPU, block by block, in
+:mod:`lrbench.kernels.crosses` and, without a residual, in :mod:`lrbench.kernels.pivots`. All choose the same pivots, up
+to rounding.
 """
 
 from typing import Literal

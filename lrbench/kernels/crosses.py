@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.layout import pad
+from lrbench.kernels.lanes import larger, load, peak, reaches, width, zeros
+from lrbench.kernels.layout import pad, read
 from lrbench.kernels.loops import compiled
 
-__all__ = ["by_estimate", "by_residual", "enlarged", "read"]
+__all__ = ["by_estimate", "by_residual", "enlarged", "pivot_column"]
 
 
 @compiled
@@ -22,7 +23,6 @@ def by_residual(
     U: Any,
     V: Any,
     row: Any,
-    bits: Any,
     ranks: Any,
 ) -> tuple[Any, Any]:  # pragma: no cover (compiled)
     """Crosses until the residual's energy is at most ``tolerance`` times the block's, or there are ``limit``.
@@ -43,8 +43,8 @@ def by_residual(
         Largest rank.
     U, V : array
         (capacity, m) and (capacity, n), in the dtype of the arithmetic: room for the first crosses.
-    row, bits : array
-        (n,), scratch in that dtype, and the same memory as whole numbers.
+    row : array
+        (n,), scratch in that dtype.
     ranks : array
         (N,) int64, written.
 
@@ -76,7 +76,7 @@ def by_residual(
                 row[:] = D[row_index]
                 for k in range(first + done, used):
                     _update(row, U[k, row_index], V[k])
-                column = _pivot(bits)
+                column = pivot_column(row)
                 if abs(row[column]) <= negligible:
                     # Passed over for the first unused row that is not zero; without one the residual is zero.
                     going = False
@@ -85,7 +85,7 @@ def by_residual(
                             row[:] = D[i]
                             for k in range(first + done, used):
                                 _update(row, U[k, i], V[k])
-                            column = _pivot(bits)
+                            column = pivot_column(row)
                             if abs(row[column]) > negligible:
                                 going, row_index = True, i
                                 break
@@ -132,7 +132,6 @@ def by_estimate(
     U: Any,
     V: Any,
     row: Any,
-    bits: Any,
     ranks: Any,
 ) -> tuple[Any, Any]:  # pragma: no cover (compiled)
     """Crosses until ‖u_k‖²‖v_k‖² ≤ ``tolerance`` ‖Σ u_l v_lᵀ‖_F²; rows and columns are asked for one at a time.
@@ -153,13 +152,13 @@ def by_estimate(
         first = used
         while rank < limit:
             _residual_row(P, at[row_index], pitch, columns, U, V, first, rank, row_index, row)
-            column = _pivot(bits)
+            column = pivot_column(row)
             if row[column] == 0:
                 found = False
                 for i in range(m):
                     if unused[i]:
                         _residual_row(P, at[i], pitch, columns, U, V, first, rank, i, row)
-                        column = _pivot(bits)
+                        column = pivot_column(row)
                         if row[column] != 0:
                             found, row_index = True, i
                             break
@@ -213,15 +212,6 @@ def _lower(P: Any, layout: Any, lines: Any, D: Any) -> None:  # pragma: no cover
                 for t in range(n):
                     into[t] = row[t]
         i += layout.R * layout.S
-
-
-@compiled
-def read(P: Any, start: int, pitch: int, columns: int, row: Any) -> None:  # pragma: no cover (compiled)
-    """A row of the block."""
-    for y in range(len(row) // columns):
-        line, into = P[start + y * pitch : start + y * pitch + columns], row[y * columns : (y + 1) * columns]
-        for t in range(columns):
-            into[t] = line[t]
 
 
 @compiled
@@ -284,24 +274,29 @@ def _product(a: Any, b: Any) -> float:  # pragma: no cover (compiled)
 
 
 @compiled
-def _pivot(bits: Any) -> int:  # pragma: no cover (compiled)
-    """Where a row is largest in magnitude, the first such place, from its numbers' bits as whole numbers."""
-    # All but the sign. Numba widens what it computes with to 64 bits: the mask must clear what the sign was spread to.
-    mask = (np.int64(1) << (8 * bits.itemsize - 1)) - 1
-    largest = np.int64(0)
-    for t in range(len(bits)):
-        largest = max(largest, bits[t] & mask)
+def pivot_column(row: Any) -> int:  # pragma: no cover (compiled)
+    """Where a row is largest in magnitude, the first such place."""
+    w = width(row)
+    m0 = m1 = m2 = m3 = zeros(row)
+    t = 0
+    while t + 4 * w <= len(row):
+        m0, m1 = larger(m0, load(row, (t,))), larger(m1, load(row, (t + w,)))
+        m2, m3 = larger(m2, load(row, (t + 2 * w,))), larger(m3, load(row, (t + 3 * w,)))
+        t += 4 * w
+    largest = peak(larger(larger(m0, m1), larger(m2, m3)))
+    while t < len(row):
+        largest = max(largest, abs(row[t]))
+        t += 1
     start = 0
-    while start < len(bits):
-        part = bits[start : start + 64]
-        met = 0
-        for t in range(len(part)):
-            met += 1 if part[t] & mask == largest else 0
-        if met:
-            for t in range(len(part)):
-                if part[t] & mask == largest:
-                    return start + t
-        start += 64
+    while start + 4 * w <= len(row):
+        m0, m1 = larger(zeros(row), load(row, (start,))), larger(zeros(row), load(row, (start + w,)))
+        m2, m3 = larger(m0, load(row, (start + 2 * w,))), larger(m1, load(row, (start + 3 * w,)))
+        if reaches(larger(m2, m3), largest):
+            break
+        start += 4 * w
+    for t in range(start, len(row)):
+        if abs(row[t]) == largest:
+            return t
     return 0
 
 

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
-from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, sketch, spectral
+from lrbench.kernels import crosses, deflation, interpolative, keys, pivots, project, ranges, sketch, spectral, windows
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
 
 __all__ = ["KernelBlocks"]
 
 Array = NDArray[Any]
+
+_GRAM_TELLS = {4: 5e-7, 8: 5e-11}
+"""From which tolerance of squared norms on a float64 Gram matrix tells the size of a residual whose rows are computed
+in numbers of 4, or of 8, bytes as well as the residual does."""
 
 
 class KernelBlocks(NamedTuple):
@@ -255,12 +259,47 @@ class KernelBlocks(NamedTuple):
 
         def kernel(source: Any, U: Array, V: Array, ranks: Array) -> tuple[Array, Array]:
             row = np.empty(V.shape[1], V.dtype)
-            target = (U, V, row, row.view(f"i{row.itemsize}"), ranks)
+            target = (U, V, row, ranks)
             if stop == "residual":
                 return crosses.by_residual(*source, tolerance, floor, limit, *target)
             return crosses.by_estimate(*source, tolerance, limit, *target)
 
+        if stop == "residual" and tolerance >= _GRAM_TELLS[self.images.itemsize] and self._of_few_channels():
+            return self._through_pivots(tolerance, floor, limit)
         return self._packed(kernel, limit)
+
+    def _of_few_channels(self) -> bool:
+        """Whether a block's Gram matrix costs less than the passes over its residual that it spares."""
+        m, n = _shape(self.layout)
+        return self.layout.channels <= 4 and 16 * m <= n
+
+    def _through_pivots(self, tolerance: float, floor: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`crosses`: see :mod:`lrbench.kernels.pivots`."""
+        N = len(self.images)
+        m, n = _shape(self.layout)
+        at, _ = _addresses(self.layout)
+        power = _powers(np.zeros_like(self.exponent), self.exponent)
+        dtype = self.images.dtype
+        U, C = np.empty((N, limit, m), dtype), np.empty((N, limit, limit), dtype)
+        chosen, ranks = np.empty((N, limit), np.int64), np.empty(N, np.int64)
+
+        def find(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            row = np.empty(n + windows.SLACK, dtype)
+            target = (U[cut], C[cut], chosen[cut], ranks[cut])
+            pivots.find(self.images[cut], power[cut], self.layout, at, tolerance, floor, limit, row, *target)
+
+        for_parts(N, find)
+        ends = np.concatenate([np.zeros(1, np.int64), ranks.cumsum()])
+        packed = [np.empty((ends[-1], side), dtype) for side in (m, n)]
+
+        def write(start: int, stop: int) -> None:
+            cut = slice(start, stop)
+            found = (U[cut], C[cut], chosen[cut], ends[start : stop + 1])
+            pivots.write(self.images[cut], power[cut], self.layout, *found, *packed)
+
+        for_parts(N, write)
+        return torch.from_numpy(packed[0]), torch.from_numpy(packed[1]), torch.from_numpy(ranks)
 
     def deflated(
         self, by: Literal["crosses", "columns"], tolerance: float, limit: int

@@ -35,15 +35,16 @@ EXACT = (
 """Families on which no pivot hangs on the last digit."""
 
 
-@pytest.fixture(params=["block by block", "in step"])
+@pytest.fixture(params=["block by block", "by pivots", "in step"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both implementations: the CPU's, and the other devices', which runs on a CPU as well."""
+    """All implementations: the CPU's two, and the other devices', which runs on a CPU as well."""
     if request.param == "in step":
         monkeypatch.setattr(KernelBlocks, "of", lambda blocks: None)
+    monkeypatch.setattr(KernelBlocks, "_of_few_channels", lambda self: request.param == "by pivots")
     return request.param
 
 
-both_ways = pytest.mark.usefixtures("way")
+every_way = pytest.mark.usefixtures("way")
 
 
 def textbook(D: Matrix, eps: float, stop: str) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
@@ -71,7 +72,7 @@ def assert_factors_are_the_textbooks(factors: Factors, blocks: Tensor, eps: floa
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-7 * largest, err_msg=f"block {i} at {eps}")
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("name", EXACT)
 def test_the_papers_variant_is_the_textbooks(name: str) -> None:
     for eps in TOLERANCES:
@@ -80,7 +81,7 @@ def test_the_papers_variant_is_the_textbooks(name: str) -> None:
         assert_factors_are_the_textbooks(factors, blocks, eps, "estimate")
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("name", EXACT)
 def test_the_certified_variant_takes_the_same_pivots_until_the_residual_is_small(name: str) -> None:
     for eps in TOLERANCES:
@@ -89,7 +90,7 @@ def test_the_certified_variant_takes_the_same_pivots_until_the_residual_is_small
         assert_factors_are_the_textbooks(factors, blocks, eps, "residual")
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("seed", range(5))
 def test_blocks_of_a_batch_do_as_each_alone(seed: int) -> None:
     """A batch whose blocks stop at different crosses, in both variants."""
@@ -117,7 +118,7 @@ def test_the_estimate_does_not_keep_the_tolerance_and_the_residual_does() -> Non
     assert np.median(errors["aca-estimate"]) > 0.1
 
 
-@both_ways
+@every_way
 def test_no_cross_is_spent_after_the_residual_is_small() -> None:
     """One cross fewer would break the tolerance."""
     D = decaying_blocks()
@@ -130,7 +131,7 @@ def test_no_cross_is_spent_after_the_residual_is_small() -> None:
                 assert np.linalg.norm(residual) > eps * (1 - 1e-3) * np.linalg.norm(D[i].numpy())
 
 
-@both_ways
+@every_way
 def test_a_zero_first_row_is_passed_over() -> None:
     D = family("zero_first_row", torch.float64, 0)
     for name in ("aca", "aca-estimate"):
@@ -139,7 +140,7 @@ def test_a_zero_first_row_is_passed_over() -> None:
     assert lrbench.get_compressor("aca", eps=1e-6).compress(D).ranks.tolist() == [5, 3]
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("seed", range(4))
 def test_a_row_is_a_pivot_once(seed: int) -> None:
     """When the rows that are not zero are used up, what is left in them is rounding."""
@@ -148,7 +149,7 @@ def test_a_row_is_a_pivot_once(seed: int) -> None:
     assert lrbench.get_compressor("aca-estimate", eps=1e-3).compress(D).ranks.tolist() == [3]
 
 
-@both_ways
+@every_way
 def test_whole_numbers_let_the_pivots_reach_the_second_diagonal_block() -> None:
     """The first block is represented without rounding: its rows run dry."""
     D = torch.zeros(1, 16, 24, dtype=torch.float64)
@@ -159,7 +160,7 @@ def test_whole_numbers_let_the_pivots_reach_the_second_diagonal_block() -> None:
     assert factors.origin.tolist() == [Origin.OWN]
 
 
-@both_ways
+@every_way
 def test_no_crosses_are_spent_on_rounding() -> None:
     """Where the first diagonal block is represented up to rounding, the pivots go on to the second."""
     D = family("disjoint_diagonal_blocks", torch.float64, 0)
@@ -198,12 +199,12 @@ def test_the_pivot_is_the_largest_magnitude_of_either_sign(dtype: type[np.floati
     g = np.random.default_rng(length)
     for _ in range(20):
         row = g.standard_normal(length).astype(dtype)
-        assert kernels._pivot(row.view(f"i{row.itemsize}")) == np.abs(row).argmax()
+        assert kernels.pivot_column(row) == np.abs(row).argmax()
     row[length // 2 :] = -9.0
-    assert kernels._pivot(row.view(f"i{row.itemsize}")) == length // 2  # the first of equals
+    assert kernels.pivot_column(row) == length // 2  # the first of equals
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("stop", ["residual", "estimate"])
 def test_float32_crosses_are_the_textbooks(stop: str) -> None:
     """In the dtype that images have; of sums of noise, in which no two numbers are as large but for the last digit."""

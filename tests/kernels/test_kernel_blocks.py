@@ -122,6 +122,29 @@ def test_the_residual_of_an_image_of_any_width_is_taken_tile_by_tile(arguments: 
         assert exact * (1 - 1e-12) <= found.item() <= exact * (1 + (1e-3 if single else 1e-12)), width
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pivots_of_images_of_any_width_are_those_of_the_residual(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is computed in whole vectors, of which the last of a line holds more than there is."""
+    generator = torch.Generator().manual_seed(0)
+    for width in range(1, 40):
+        x = torch.randn(3, 2, 9, width, generator=generator, dtype=torch.float64).to(dtype)
+        x[1] = 0
+        view = kernels_view(lrbench.Im2col(x, **(PLAIN | {"padding": (1, 1)})))
+        found = []
+        for few in (False, True):
+            monkeypatch.setattr(KernelBlocks, "_of_few_channels", lambda self, few=few: few)
+            found.append(view.crosses("residual", 0.1, 1e-6, 18))
+        (U, V, ranks), (U2, V2, ranks2) = found
+        assert ranks[0] > 0 < ranks[2], width
+        assert ranks[1] == 0, width
+        torch.testing.assert_close(ranks2, ranks)
+        atol = 1e-4 if dtype == torch.float32 else 1e-10
+        torch.testing.assert_close(U2, U, rtol=0, atol=atol)
+        torch.testing.assert_close(V2, V, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("side", ["rows", "columns"])
 def test_what_float32_tells_of_a_loss_bounds_it_closely(side: str) -> None:
     x = images(torch.float32)

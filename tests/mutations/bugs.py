@@ -49,6 +49,22 @@ BUGS = [
         "takes_the_same_pivots_until_the_residual_is_small",
     ),
     Bug(
+        "what is left told without the last cross's own energy",
+        "kernels/pivots.py",
+        "last[k] * (2 * g[k] + last[k] * size)",
+        "last[k] * (2 * g[k])",
+        "compressors/test_aca.py",
+        "takes_the_same_pivots_until_the_residual_is_small",
+    ),
+    Bug(
+        "a pivot's place counted without the padding",
+        "kernels/pivots.py",
+        "np.float64(row[column]), column // columns * pitch + column % columns",
+        "np.float64(row[column]), column",
+        "kernels/test_kernel_blocks.py",
+        "pivots_of_images",
+    ),
+    Bug(
         "missing cross term in the norm",
         "kernels/crosses.py",
         "                norm += 2 * _product(U[k], u) * _product(V[k], v)",

@@ -1,0 +1,75 @@
+"""Rows of a block that is never lowered: windows of the padded image, read and combined a vector at a time."""
+
+from typing import Any
+
+import numpy as np
+
+from lrbench.kernels.lanes import broadcast, fma, load, store, width, zeros
+from lrbench.kernels.loops import compiled
+
+__all__ = ["SLACK", "combine", "vectors"]
+
+SLACK = 16
+"""Numbers behind a padded image, and behind a row, that may be read, or written, as well: more than a vector has."""
+
+_TILE = 8
+
+
+@compiled
+def vectors(layout: Any, P: Any) -> tuple[Any, Any]:  # pragma: no cover (compiled)
+    """Where the vectors of a row begin: in a window, from its first number on, and in the row; both int64.
+
+    They are in order. The last one of a line reaches into the next line, or behind the row, where the columns are no
+    multiple of a vector; the next one puts that right. There are as many as :func:`combine` takes at a time, or a
+    multiple; the last one is repeated.
+    """
+    w = width(P)
+    each = (layout.columns + w - 1) // w
+    count = layout.lines * each
+    source, target = np.empty((2, (count + _TILE - 1) // _TILE * _TILE), np.int64)
+    for q in range(len(source)):
+        y, j = min(q, count - 1) // each, min(q, count - 1) % each
+        source[q] = y * layout.pitch + j * w
+        target[q] = y * layout.columns + j * w
+    return source, target
+
+
+@compiled
+def combine(
+    P: Any, starts: Any, c: Any, count: int, source: Any, target: Any, row: Any
+) -> None:  # pragma: no cover (compiled)
+    """``row`` = Σ_k c_k D_k, the D_k being rows of a block.
+
+    Parameters
+    ----------
+    P : array
+        The padded image, and ``SLACK`` numbers.
+    starts : array
+        (>= count,) int64: where each row's window begins in P.
+    c : array
+        (>= count,), in P's dtype.
+    count : int
+    source, target : array
+        From :func:`vectors`.
+    row : array
+        (n + ``SLACK``,), in P's dtype, written.
+    """
+    nothing = zeros(P)
+    for q in range(0, len(source), 8):
+        p0, p1, p2, p3 = source[q], source[q + 1], source[q + 2], source[q + 3]
+        p4, p5, p6, p7 = source[q + 4], source[q + 5], source[q + 6], source[q + 7]
+        x0 = x1 = x2 = x3 = x4 = x5 = x6 = x7 = nothing
+        for k in range(count):
+            a, f = starts[k], broadcast(c, (k,))
+            x0, x1 = fma(x0, f, load(P, (a + p0,))), fma(x1, f, load(P, (a + p1,)))
+            x2, x3 = fma(x2, f, load(P, (a + p2,))), fma(x3, f, load(P, (a + p3,)))
+            x4, x5 = fma(x4, f, load(P, (a + p4,))), fma(x5, f, load(P, (a + p5,)))
+            x6, x7 = fma(x6, f, load(P, (a + p6,))), fma(x7, f, load(P, (a + p7,)))
+        store(row, (target[q],), x0)
+        store(row, (target[q + 1],), x1)
+        store(row, (target[q + 2],), x2)
+        store(row, (target[q + 3],), x3)
+        store(row, (target[q + 4],), x4)
+        store(row, (target[q + 5],), x5)
+        store(row, (target[q + 6],), x6)
+        store(row, (target[q + 7],), x7)
