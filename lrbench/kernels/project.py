@@ -192,8 +192,9 @@ def residuals(
         for start in range(0, tiles, some):
             stop = min(start + some, tiles)
             for four in range(fours):
-                _add_energies(P, at, place, B, c[four], rank, counted, start, stop, sums, 4 * four, memory, ahead, bit)
+                ask_for(memory, ahead, (stop - start) * bit)
                 ahead += (stop - start) * bit
+                _add_energies(P, at, place, B, c[four], rank, counted, start, stop, sums, 4 * four)
         total = 0.0
         for i in range(m):
             for t in range(width(work)):
@@ -262,26 +263,12 @@ def _fill(row: Any, B: Any, k: int) -> float:  # pragma: no cover (compiled)
 
 @compiled
 def _add_energies(
-    P: Any,
-    at: Any,
-    place: Any,
-    B: Any,
-    c: Any,
-    rank: int,
-    counted: Any,
-    start: int,
-    stop: int,
-    sums: Any,
-    i: int,
-    memory: Any,
-    ahead: int,
-    bit: int,
+    P: Any, at: Any, place: Any, B: Any, c: Any, rank: int, counted: Any, start: int, stop: int, sums: Any, i: int
 ) -> None:  # pragma: no cover (compiled)
     """Add the squares of D + Σ_k c[k] B[:, k] in some tiles of four rows, from i on, to those rows' sums.
 
     Two vectors of each row stay in registers. Of D only what is counted is taken; B is zero elsewhere. Sums of rows
-    that the block does not have are to be forgotten. With each tile ``bit`` numbers of ``memory``, from ``ahead`` on,
-    are asked for.
+    that the block does not have are to be forgotten.
     """
     last, w, nothing = len(at) - 1, width(P), zeros(P)
     a0, a1, a2, a3 = at[i], at[min(i + 1, last)], at[min(i + 2, last)], at[min(i + 3, last)]
@@ -293,8 +280,6 @@ def _add_energies(
         x1, y1 = fma(nothing, here, load(P, (a1 + t,))), fma(nothing, there, load(P, (a1 + s,)))
         x2, y2 = fma(nothing, here, load(P, (a2 + t,))), fma(nothing, there, load(P, (a2 + s,)))
         x3, y3 = fma(nothing, here, load(P, (a3 + t,))), fma(nothing, there, load(P, (a3 + s,)))
-        ask_for(memory, ahead, bit)
-        ahead += bit
         for k in range(rank):
             u, v = load(B, (j, k, 0)), load(B, (j, k, w))
             c0, c1, c2, c3 = broadcast(c, (k, 0)), broadcast(c, (k, 1)), broadcast(c, (k, 2)), broadcast(c, (k, 3))
