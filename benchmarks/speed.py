@@ -98,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "packed and checked factors; of layer 1, at eps "
         f"{EPS:g}, our own and F.unfold are called for {TOGETHER} batches in a",
         "round. Threads are torch's; a ratio is one of medians, its quartiles are of the ratios round by round. What",
-        "results are written to decides much, and by default differs from process to process: all is measured in either",
-        "extreme, in a process of its own.",
+        "results are written to decides much, and by default differs from process to process: all is measured in",
+        "either extreme, in a process of its own.",
         "",
     ]
     results: dict[str, Any] = {"images": name, "threads": threads, "environment": environment()}
