@@ -137,8 +137,9 @@ def _measure(records: Path | None, rounds: int) -> dict[str, Any]:
     for title, parts, kinds, promises in tables:
         seconds = results[title] = measure_kinds(kinds, parts, rounds, threads)
         lines += [f"### {title}", "", *_table(kinds, seconds, promises), ""]
-        if "svd" in kinds:
-            lines += [*_least(batches[0], float(np.median(seconds["svd"]))), ""]
+        if "F.unfold" in kinds:
+            measured = {name: float(np.median(seconds[name])) for name in ("svd", "aca")}
+            lines += _least(batches[0], measured)
     return {"lines": lines, "seconds": results}
 
 
@@ -299,29 +300,42 @@ def _table(kinds: dict[str, Kind], seconds: dict[str, list[float]], promises: Se
     return lines
 
 
-def _least(batch: Tensor, measured: float) -> list[str]:
-    """The time below which svd cannot come on this machine, beside the measured one, in seconds for each image."""
+def _least(batch: Tensor, measured: dict[str, float]) -> list[str]:
+    """The times below which svd and aca cannot come on this machine, beside the measured ones, by their names.
+
+    Both are in seconds for each image, on all threads.
+    """
     N, C, H, W = batch.shape
-    factors = lrbench.get_compressor("svd", eps=EPS).compress(lrbench.Im2col(batch, 3, padding=1))
-    m, n = factors.shape[1:]
-    moved = (batch.nbytes + factors.nbytes) / N
     # Of each pair of channels 25 shifts, of one with itself 13, tell the Gram matrix of a 3x3 kernel.
     gram = 2 * H * W * (25 * C * (C - 1) // 2 + 13 * C)
-    projection = 2 * m * n * float(factors.ranks.double().mean())
     copied, double, single = _rates()
-    parts = (
-        (f"{moved:,.0f} bytes, read or written once", copied, moved / copied, "GB/s of a copy"),
-        (f"{gram:,.0f} flops in float64: the Gram matrix", double, gram / double, "GFLOP/s of torch.mm"),
-        (f"{projection:,.0f} flops in float32: the projection", single, projection / single, "GFLOP/s of torch.mm"),
-    )
-    least = sum(seconds for _, _, seconds, _ in parts)
-    return [
-        "| least work of svd for an image | rate | µs |",
-        "| --- | ---: | ---: |",
-        *(f"| {what} | {rate / 1e9:.1f} {unit} | {1e6 * seconds:.1f} |" for what, rate, seconds, unit in parts),
-        f"| sum, without the eigenproblem | | {1e6 * least:.1f} |",
-        f"| measured | | {1e6 * measured:.1f} |",
-    ]
+    lines = []
+    for name, seconds in measured.items():
+        factors = lrbench.get_compressor(name, eps=EPS).compress(lrbench.Im2col(batch, 3, padding=1))
+        m, n = factors.shape[1:]
+        rank = factors.ranks.double()
+        if name == "svd":
+            moved, left = (batch.nbytes + factors.nbytes) / N, "the eigenproblem"
+            single_work = {"the projection": 2 * m * n * rank}
+        else:
+            # The check reads what was written.
+            moved, left = (batch.nbytes + 2 * factors.nbytes) / N, "the search for pivots"
+            rows = n * rank * (rank + 1)
+            single_work = {"the pivot rows": rows, "the rows of V": rows, "the residual": 2 * m * n * (rank + 1)}
+        parts = [(f"{moved:,.0f} bytes, read or written once", copied, moved, "GB/s of a copy")]
+        parts += [(f"{gram:,} flops in float64: the Gram matrix", double, gram, "GFLOP/s of torch.mm")]
+        for what, each in single_work.items():
+            flops = float(each.mean())
+            parts += [(f"{flops:,.0f} flops in float32: {what}", single, flops, "GFLOP/s of torch.mm")]
+        lines += [
+            f"| least work of {name} for an image | rate | µs |",
+            "| --- | ---: | ---: |",
+            *(f"| {what} | {rate / 1e9:.1f} {unit} | {1e6 * work / rate:.1f} |" for what, rate, work, unit in parts),
+            f"| sum, without {left} | | {1e6 * sum(work / rate for _, rate, work, _ in parts):.1f} |",
+            f"| measured | | {1e6 * seconds:.1f} |",
+            "",
+        ]
+    return lines
 
 
 def _rates() -> tuple[float, float, float]:
