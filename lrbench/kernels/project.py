@@ -228,7 +228,7 @@ def _squared_norm(P: Any, counts: Any) -> float:  # pragma: no cover (compiled)
 
 @exact
 def _store(values: Any, f: float, g: float, stored: Any, back: Any) -> None:  # pragma: no cover (compiled)
-    """Round values times f to the factors' dtype, and give what was stored, times g, in float64."""
+    """Round values times f to the factors' dtype, and give what was stored, times g, in the dtype of the arithmetic."""
     to, fro = values.dtype.type(f), back.dtype.type(g)  # exponents of half a number's own range
     for t in range(len(values)):
         stored[t] = values[t] * to

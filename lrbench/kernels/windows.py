@@ -13,6 +13,7 @@ SLACK = 16
 """Numbers behind a padded image, and behind a row, that may be read, or written, as well: more than a vector has."""
 
 _TILE = 8
+"""Vectors that :func:`combine` holds in registers."""
 
 
 @compiled
@@ -55,7 +56,7 @@ def combine(
         (n + ``SLACK``,), in P's dtype, written.
     """
     nothing = zeros(P)
-    for q in range(0, len(source), 8):
+    for q in range(0, len(source), _TILE):
         p0, p1, p2, p3 = source[q], source[q + 1], source[q + 2], source[q + 3]
         p4, p5, p6, p7 = source[q + 4], source[q + 5], source[q + 6], source[q + 7]
         x0 = x1 = x2 = x3 = x4 = x5 = x6 = x7 = nothing
