@@ -97,6 +97,21 @@ class Compressed(ABC):
     def grad_weight(self, grad: Tensor) -> Tensor:
         """Σ_i G_i D̂_iᵀ: (N, K/groups, n), of this dtype, -> (K, m), of a grouped convolution each group's rows."""
 
+    def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a layer's weight and of its bias, from the gradient of its output.
+
+        Parameters
+        ----------
+        grad : Tensor
+            (N, K/groups, n), of this dtype.
+
+        Returns
+        -------
+        tuple of Tensor
+            What :meth:`grad_weight` gives, and the sums over all images and places, (K,).
+        """
+        return self.grad_weight(grad), grad.unflatten(0, (len(grad) // self.groups, self.groups)).sum((0, 3)).flatten()
+
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor that is held."""
@@ -109,6 +124,10 @@ class Compressed(ABC):
     @abstractmethod
     def select(self, index: Tensor) -> Self:
         """The blocks at ``index``, (K,) int64, in that order; with groups, whole images."""
+
+    def view(self, index: Tensor) -> Self:
+        """The same as :meth:`select`, but copying as little as can be: with it, all of this stays in memory."""
+        return self.select(index)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Compressed]") -> "Compressed":

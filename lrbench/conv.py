@@ -189,8 +189,13 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     elif needs_weight:
         kept = ctx.layout.restore(tuple(saved))
         blocks_grad = grad.reshape(kept.shape[0], K // kept.groups, kept.shape[2]).to(kept.dtype)
-        grad_weight = kept.grad_weight(blocks_grad).view(ctx.weight_shape).to(ctx.dtype)
-    if needs_bias:
+        if needs_bias:
+            grad_weight, grad_bias = kept.gradients(blocks_grad)
+            grad_bias = grad_bias.to(ctx.dtype)
+        else:
+            grad_weight = kept.grad_weight(blocks_grad)
+        grad_weight = grad_weight.view(ctx.weight_shape).to(ctx.dtype)
+    if needs_bias and grad_bias is None:
         grad_bias = grad.sum((0, 2, 3))
     return grad_x, grad_weight, grad_bias, None, None, None
 

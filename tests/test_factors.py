@@ -88,6 +88,9 @@ def test_grad_weight_sums_over_the_images_of_each_group(kept: str, groups: int) 
     for i, block in enumerate(D):
         expected[i % groups] += grad[i] @ block.T
     torch.testing.assert_close(factors.grad_weight(grad), expected.flatten(0, 1))
+    of_weight, of_bias = factors.gradients(grad)
+    torch.testing.assert_close(of_weight, expected.flatten(0, 1))
+    torch.testing.assert_close(of_bias, torch.cat([grad[j::groups].sum((0, 2)) for j in range(groups)]))
 
 
 @each_grouping
@@ -97,7 +100,7 @@ def test_products_never_form_the_approximations(kept: str, groups: int) -> None:
     # Blocks that are kept dense may be copied, the others not.
     most = len(factors.kept_index) if kept.endswith("matrices") else 0
     weight, grad = normal(groups * 3, M), normal(len(D), 3, N_COLUMNS)
-    for multiply in (lambda: factors.matmul(weight), lambda: factors.grad_weight(grad)):
+    for multiply in (lambda: factors.matmul(weight), lambda: factors.gradients(grad)):
         with Allocations() as seen:
             multiply()
         formed = [shape for shape in seen.shapes if set(shape[-2:]) == {M, N_COLUMNS} and len(shape) == 3]

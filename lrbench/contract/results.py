@@ -84,6 +84,10 @@ class ResultChecks:
         torch.testing.assert_close(factors.matmul(weight.flatten(0, 1)), weight[group] @ D)
         expected = torch.zeros_like(weight).index_add_(0, group, grad @ D.mT).flatten(0, 1)
         torch.testing.assert_close(factors.grad_weight(grad), expected)
+        of_weight, of_bias = factors.gradients(grad)
+        torch.testing.assert_close(of_weight, expected)
+        sums = torch.zeros(groups, 4, dtype=torch.float64).index_add_(0, group, grad.sum(2))
+        torch.testing.assert_close(of_bias, sums.flatten())
 
     def test_an_empty_batch_gives_empty_factors(self, make: Make) -> None:
         for blocks in (torch.zeros(0, 3, 4), lrbench.Im2col(torch.zeros(0, 2, 4, 4), 3, padding=1, groups=2)):
@@ -95,6 +99,7 @@ class ResultChecks:
             weight, grad = torch.ones(K, blocks.shape[1]), torch.ones(0, K // groups, blocks.shape[2])
             assert factors.matmul(weight).shape == grad.shape
             assert not factors.grad_weight(grad).any()
+            assert factors.gradients(grad)[1].tolist() == [0.0] * K
 
     def test_what_holds_no_blocks_is_refused(self, make: Make) -> None:
         with pytest.raises(ValueError, match=r"\(N, m, n\)"):

@@ -15,7 +15,13 @@ __all__ = ["against", "times"]
 
 
 def times(
-    left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor | None, channels_last: bool = False
+    left: Tensor,
+    starts: Tensor,
+    V: Tensor,
+    places: Tensor,
+    ranks: Tensor,
+    bias: Tensor | None,
+    channels_last: bool = False,
 ) -> Tensor:
     """(W U_i) V_i + b for every block.
 
@@ -26,9 +32,9 @@ def times(
     starts : Tensor
         (N,) int64.
     V : Tensor
-        (Σ r_i, n): rows ``offsets[i]:offsets[i + 1]`` belong to block i.
-    offsets : Tensor
-        (N + 1,) int64.
+        (·, n): rows ``places[i]:places[i] + ranks[i]`` belong to block i.
+    places, ranks : Tensor
+        (N,) int64.
     bias : Tensor or None
         (K,), of the same dtype: float32 or float64, on a CPU.
     channels_last : bool
@@ -45,14 +51,14 @@ def times(
     strides = (n * K, 1, K) if channels_last else (n * K, n, 1)
     out = torch.empty_strided((N, K, n), strides, dtype=left.dtype, device="cpu")
     # Vectors go along what lies side by side in the result.
-    sides = [(V, offsets), (left, starts)] if channels_last else [(left, starts), (V, offsets)]
+    sides = [(V, places), (left, starts)] if channels_last else [(left, starts), (V, places)]
     (rows, first), (columns, other) = sides
     target, missing = out.mT if channels_last else out, _tile(left) - columns.shape[1]
     if missing > 0:  # there is no tile so narrow
         columns = F.pad(columns, (0, missing))
         added = F.pad(added, (0, missing)) if channels_last else added
         target = torch.empty(*target.shape[:2], columns.shape[1], dtype=left.dtype, device="cpu")
-    arrays = [t.contiguous().numpy() for t in (rows, columns, first, other, offsets, added)]
+    arrays = [t.contiguous().numpy() for t in (rows, columns, first, other, ranks, added)]
 
     def part(start: int, stop: int) -> None:
         _multiply(*arrays, channels_last, target.numpy(), start, stop)
@@ -63,12 +69,14 @@ def times(
     return out
 
 
-def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool) -> Tensor:
-    """Σ_i V_i G_iᵀ, every block's in its own rows of the result.
+def against(
+    V: Tensor, places: Tensor, ranks: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool
+) -> tuple[Tensor, Tensor]:
+    """Σ_i V_i G_iᵀ, every block's in its own rows of the result, and the sum of all columns of the G_i.
 
     Parameters
     ----------
-    V, offsets, starts
+    V, places, ranks, starts
         As for :func:`times`.
     rows : int
         Of the result.
@@ -79,30 +87,33 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
 
     Returns
     -------
-    Tensor
-        (rows, K).
+    tuple of Tensor
+        (rows, K) and (K,), of one reading of the gradient.
     """
     N, K, _ = grad.shape
     tile = _tile(V)
     last = K >= tile and not grad.is_contiguous() and grad.mT.is_contiguous()
     kernel = _against_last if last else _against
-    arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach().mT if last else grad.detach())]
+    arrays = [t.contiguous().numpy() for t in (V, places, ranks, starts, grad.detach().mT if last else grad.detach())]
     odd = K % tile if last else 0
     out = torch.zeros(rows, K - odd + tile if odd else K, dtype=V.dtype, device="cpu")
+    sums = torch.zeros(N, out.shape[1], dtype=V.dtype, device="cpu")  # each block's own: in no thread's order
     found: dict[int, Any] = {}
 
     def part(start: int, stop: int) -> None:
         # Blocks that add to the same rows do so part by part, in the order of the parts.
         into = np.zeros(out.shape, out.numpy().dtype) if shared else out.numpy()
-        kernel(*arrays, into, start, stop)
+        kernel(*arrays, into, sums.numpy(), start, stop)
         found[start] = into
 
     for_parts(N, part)
     if shared:
         for start in sorted(found):
             out += torch.from_numpy(found[start])
-    # The last tile is of the last columns, in whole, and has a place of its own.
-    return torch.cat([out[:, : K - odd], out[:, -odd:]], 1) if odd else out
+    total = sums.sum(0)
+    if odd:  # the last tile is of the last columns, in whole, and has a place of its own
+        return torch.cat([out[:, : K - odd], out[:, -odd:]], 1), torch.cat([total[: K - odd], total[-odd:]])
+    return out, total
 
 
 def _tile(factors: Tensor) -> int:
@@ -116,7 +127,7 @@ def _multiply(
     right: Any,
     starts: Any,
     others: Any,
-    offsets: Any,
+    ranks: Any,
     bias: Any,
     along: bool,
     out: Any,
@@ -131,7 +142,7 @@ def _multiply(
     """
     p, q, w = left.shape[1], right.shape[1], width(right)
     for b in range(first, last):
-        rank = offsets[b + 1] - offsets[b]
+        rank = ranks[b]
         L, R, into = left[starts[b] : starts[b] + rank], right[others[b] : others[b] + rank], out[b]
         for t0 in range(0, p, 4):
             for i in range(0, q, 2 * w):
@@ -162,7 +173,7 @@ def _multiply(
 
 @compiled
 def _against_last(
-    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, first: int, last: int
+    V: Any, places: Any, ranks: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
     """Sum some rows of the gradient at a time for four rows of the result, two vectors of each, that stay in registers.
 
@@ -170,20 +181,30 @@ def _against_last(
     ahead of time: tile by tile only a part of each row would be.
     """
     n, K, w = grad.shape[1], grad.shape[2], width(V)
-    most, unused = max(16, 512 * w // K), np.empty(w, V.dtype)
+    most, unused, one = max(16, 512 * w // K), np.empty(w, V.dtype), np.ones(1, V.dtype)
     for b in range(first, last):
-        at, rank = starts[b], offsets[b + 1] - offsets[b]
+        at, place, rank = starts[b], places[b], ranks[b]
         into = out[at : at + rank]
         for s in range(0, n, most):
             count = min(most, n - s)
-            G, R = grad[b, s : s + count], V[offsets[b] : offsets[b + 1], s : s + count]
-            total = zeros(V)
-            for t in range(count):
-                for i in range(0, K - w + 1, 2 * w):  # every line of the cache
-                    total = fma(total, load(G, (t, i)), load(G, (t, i)))
-            store(unused, (0,), total)  # or the compiler would leave it all out
+            G, R = grad[b, s : s + count], V[place : place + rank, s : s + count]
+            if K > 2 * w:
+                total = zeros(V)
+                for t in range(count):
+                    for i in range(0, K - w + 1, 2 * w):  # every line of the cache
+                        total = fma(total, load(G, (t, i)), load(G, (t, i)))
+                store(unused, (0,), total)  # or the compiler would leave it all out
             for i in range(0, K, 2 * w):
                 j = min(i, K - 2 * w)
+                unit = broadcast(one, (0,))
+                x0, x1, y0, y1 = zeros(V), zeros(V), zeros(V), zeros(V)  # two sums each: none waits for the one before
+                for t in range(count // 2):
+                    x0, y0 = fma(x0, unit, load(G, (2 * t, j))), fma(y0, unit, load(G, (2 * t, j + w)))
+                    x1, y1 = fma(x1, unit, load(G, (2 * t + 1, j))), fma(y1, unit, load(G, (2 * t + 1, j + w)))
+                if count % 2:
+                    x0, y0 = fma(x0, unit, load(G, (count - 1, j))), fma(y0, unit, load(G, (count - 1, j + w)))
+                add(sums, (b, i), fma(x0, unit, x1))
+                add(sums, (b, i + w), fma(y0, unit, y1))
                 for k0 in range(0, rank, 4):
                     k1, k2, k3 = min(k0 + 1, rank - 1), min(k0 + 2, rank - 1), min(k0 + 3, rank - 1)
                     x0, x1, x2, x3 = zeros(V), zeros(V), zeros(V), zeros(V)
@@ -213,14 +234,25 @@ def _against_last(
 
 @compiled
 def _against(
-    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, first: int, last: int
+    V: Any, places: Any, ranks: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
     for b in range(first, last):
-        at, begin, rank = starts[b], offsets[b], offsets[b + 1] - offsets[b]
+        at, begin, rank = starts[b], places[b], ranks[b]
+        _totals(grad[b], sums[b])
         for k in range(0, rank, 2):
             # The last two may be one.
             other = min(k + 1, rank - 1)
             _two_dots(V[begin + k], V[begin + other], grad[b], out[at + k], out[at + other], other > k)
+
+
+@compiled
+def _totals(G: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    """Add the sum of every row of G."""
+    for j in range(len(G)):
+        row, total = G[j], out[j]
+        for t in range(len(row)):
+            total += row[t]
+        out[j] = total
 
 
 @compiled
