@@ -125,10 +125,6 @@ class Compressed(ABC):
     def select(self, index: Tensor) -> Self:
         """The blocks at ``index``, (K,) int64, in that order; with groups, whole images."""
 
-    def view(self, index: Tensor) -> Self:
-        """The same as :meth:`select`, but copying as little as can be: with it, all of this stays in memory."""
-        return self.select(index)
-
     @classmethod
     def concatenate(cls, parts: "Sequence[Compressed]") -> "Compressed":
         """Join batches of one shape and one convolution, which one class of compressor made."""

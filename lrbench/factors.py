@@ -195,18 +195,16 @@ class _Layout(NamedTuple):
     groups: int
     kept: _Kept | None
     shared: bool
-    lent: bool
     dtype: torch.dtype
 
     def restore(self, tensors: tuple[Tensor, ...]) -> "Factors":
         U, V, offsets, origin, kept_index, *rest = tensors
         starts = rest.pop(0) if self.shared else None
-        places = rest.pop(0) if self.lent else None
         kept: Blocks | None = None
         if self.kept is not None:
             geometry = self.kept.geometry
             kept = DenseBlocks(rest[0]) if geometry is None else Im2col.of(rest[0], geometry)
-        return Factors(U, V, offsets, origin, kept_index, kept, self.groups, starts, self.dtype, places)
+        return Factors(U, V, offsets, origin, kept_index, kept, self.groups, starts, self.dtype)
 
 
 class Factors(Compressed):
@@ -216,14 +214,11 @@ class Factors(Compressed):
     ----------
     U, V : Tensor
         (Σ r_i, m) and (Σ r_i, n): the columns of every U_i and the rows of every V_i, packed block by block; with
-        ``starts`` U is (k, m), with ``places`` V has other rows, too. Maybe in a half precision, from which they are
-        lifted to be computed with.
+        ``starts`` U is (k, m). Maybe in a half precision, from which they are lifted to be computed with.
     offsets : Tensor
         (N + 1,) int64: rows ``offsets[i]:offsets[i + 1]`` of V, and of U, belong to block i.
     starts : Tensor or None
         (N,) int64: which row of U is the first of block i, where blocks share columns; None elsewhere.
-    places : Tensor or None
-        (N,) int64: which row of V is the first of block i, where V is that of more blocks; None elsewhere.
     origin : Tensor
         (N,) uint8, see :class:`Origin`.
     kept : Blocks or None
@@ -248,10 +243,8 @@ class Factors(Compressed):
         groups: int = 1,
         starts: Tensor | None = None,
         dtype: torch.dtype | None = None,
-        places: Tensor | None = None,
     ) -> None:
-        self.U, self.V, self.offsets, self.origin = U, V, offsets, origin
-        self.starts, self.places = starts, places
+        self.U, self.V, self.offsets, self.origin, self.starts = U, V, offsets, origin, starts
         self.kept = kept
         self.kept_index = offsets.new_zeros(0) if kept_index is None else kept_index
         self.groups = groups
@@ -311,8 +304,7 @@ class Factors(Compressed):
         added = None if bias is None else bias.view(g, -1)
         left = self.U @ W[0].T if g == 1 else None  # (·, K): one product serves all blocks
         if left is not None and self._compiled(weight, bias):
-            first, rows = self._first_rows
-            out = product.times(left, first, self.V, rows, self.offsets.diff(), bias, channels_last)
+            out = product.times(left, self._first_rows, self.V, self.offsets, bias, channels_last)
         else:
             out = torch.zeros(N, W.shape[1], self.V.shape[1], dtype=self.dtype, device=self.device)
             for index, first, rows in self._buckets():
@@ -361,8 +353,8 @@ class Factors(Compressed):
         if self.groups > 1 or not self._compiled(grad):
             return super().gradients(grad)
         self._check_grad(grad)
-        (first, rows), shared = self._first_rows, self.starts is not None
-        right, sums = product.against(self.V, rows, self.offsets.diff(), first, len(self.U), grad, shared)
+        starts, shared = self._first_rows, self.starts is not None
+        right, sums = product.against(self.V, self.offsets, starts, len(self.U), grad, shared)
         out = right.T @ self.U
         for _, places, kept in self._kept_by_group():
             out += kept.grad_weight(grad[places])
@@ -370,21 +362,19 @@ class Factors(Compressed):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor that the factors hold."""
-        first = [rows for rows in (self.starts, self.places) if rows is not None]
+        starts = () if self.starts is None else (self.starts,)
         kept = () if self.kept is None else (self.kept.tensor,)
-        return (self.U, self.V, self.offsets, self.origin, self.kept_index, *first, *kept)
+        return (self.U, self.V, self.offsets, self.origin, self.kept_index, *starts, *kept)
 
     @property
     def layout(self) -> _Layout:
         """All but the tensors: with :meth:`tensors` it makes the same factors again."""
         kept = None if self.kept is None else _Kept(self.kept.geometry if isinstance(self.kept, Im2col) else None)
-        return _Layout(self.groups, kept, self.starts is not None, self.places is not None, self.dtype)
+        return _Layout(self.groups, kept, self.starts is not None, self.dtype)
 
     def low_rank(self, index: Tensor | None = None) -> LowRank:
         """The factors alone; blocks that are kept as they are have none."""
-        ranks = self.offsets.diff()
-        V = self.V if self.places is None else self.V[ranges(self.places, ranks)]
-        whole = LowRank(self.U, V, ranks, self.starts)
+        whole = LowRank(self.U, self.V, self.offsets.diff(), self.starts)
         return whole if index is None else whole.select(index)
 
     def _lifted(self) -> "Factors":
@@ -392,8 +382,7 @@ class Factors(Compressed):
         if self.U.dtype == self.dtype:
             return self
         U, V = self.U.to(self.dtype), self.V.to(self.dtype)
-        first = (self.starts, None, self.places)
-        return Factors(U, V, self.offsets, self.origin, self.kept_index, self.kept, self.groups, *first)
+        return Factors(U, V, self.offsets, self.origin, self.kept_index, self.kept, self.groups, self.starts)
 
     def _compiled(self, *others: Tensor | None) -> bool:
         """Whether the kernels take the factors, and what they are multiplied by carries no graph."""
@@ -401,38 +390,21 @@ class Factors(Compressed):
         return self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64) and not graph
 
     @property
-    def _first_rows(self) -> tuple[Tensor, Tensor]:
-        """(N,) int64 each: where a block's rows of U, and of V, begin."""
-        packed = self.offsets[:-1]
-        return packed if self.starts is None else self.starts, packed if self.places is None else self.places
+    def _first_rows(self) -> Tensor:
+        """(N,) int64: where each block's rows of U begin."""
+        return self.offsets[:-1] if self.starts is None else self.starts
 
     def select(self, index: Tensor) -> Self:
         """The blocks at ``index``, (K,) int64, in that order; with groups, whole images."""
         index = index.to(self.device)
-        chosen = self.low_rank(index)
-        packed = (chosen.U, chosen.V, chosen.offsets)
-        return type(self)(*packed, *self._others(index), self.groups, chosen.starts, self.dtype)
-
-    def view(self, index: Tensor) -> Self:
-        """The same as :meth:`select`, with the rows of V where they are, if each block has columns of its own."""
-        if self.starts is not None or self.U.dtype != self.dtype:
-            return self.select(index)
-        index = index.to(self.device)
-        first, places = (rows[index] for rows in self._first_rows)
-        ranks = self.offsets.diff()[index]
-        U = self.U.index_select(0, ranges(first, ranks))
-        offsets = torch.cat([ranks.new_zeros(1), ranks.cumsum(0)])
-        return type(self)(U, self.V, offsets, *self._others(index), self.groups, None, self.dtype, places)
-
-    def _others(self, index: Tensor) -> tuple[Tensor, Tensor, Blocks | None]:
-        """Origins of some blocks, which of them are kept as they are, and those."""
-        kept, places = None, self.kept_index[:0]
+        chosen, origin, kept, places = self.low_rank(index), self.origin[index], None, self.kept_index[:0]
         if self.kept is not None:
             place = torch.full_like(self.offsets[1:], -1)
             place[self.kept_index] = torch.arange(len(self.kept_index), device=self.device)
             places = (place[index] >= 0).nonzero()[:, 0]
             kept = self.kept.select(place[index[places]]) if len(places) else None
-        return self.origin[index], places, kept
+        packed = (chosen.U, chosen.V, chosen.offsets)
+        return type(self)(*packed, origin, places, kept, self.groups, chosen.starts, self.dtype)
 
     @classmethod
     def _joined(cls, parts: Sequence[Compressed]) -> "Factors":
@@ -448,12 +420,12 @@ class Factors(Compressed):
 
     def _buckets(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Blocks of one rank at a time: their indices (B,), and the rows (B, r) of U, and of V, that are theirs."""
-        ranks, (first, places) = self.offsets.diff(), self._first_rows
+        ranks, first = self.offsets.diff(), self._first_rows
         for r in ranks.unique().tolist():
             if r:
                 index = (ranks == r).nonzero()[:, 0]
                 counted = torch.arange(r, device=self.device)
-                yield index, first[index, None] + counted, places[index, None] + counted
+                yield index, first[index, None] + counted, self.offsets[index, None] + counted
 
     def _kept_by_group(self) -> Iterator[tuple[int, Tensor | slice, Blocks]]:
         if self.kept is None or len(self.kept_index) == 0:

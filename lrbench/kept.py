@@ -63,8 +63,6 @@ class KeptInput:
     def batch(self, index: Tensor) -> Iterator[Tensor]:
         """Within it the layer takes the factors of the images ``index``, (B,) int64, as those of its input.
 
-        They are read where they are: nothing large is copied.
-
         Yields
         ------
         Tensor
@@ -74,7 +72,7 @@ class KeptInput:
         """
         g = self._layer.conv.groups
         blocks = index if g == 1 else (index[:, None] * g + torch.arange(g, device=index.device)).flatten()
-        self._layer.given = self._factors.view(blocks)
+        self._layer.given = self._factors.select(blocks)
         try:
             yield self._nothing.expand(len(index), -1, -1, -1)
         finally:

@@ -15,13 +15,7 @@ __all__ = ["against", "times"]
 
 
 def times(
-    left: Tensor,
-    starts: Tensor,
-    V: Tensor,
-    places: Tensor,
-    ranks: Tensor,
-    bias: Tensor | None,
-    channels_last: bool = False,
+    left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor | None, channels_last: bool = False
 ) -> Tensor:
     """(W U_i) V_i + b for every block.
 
@@ -32,9 +26,9 @@ def times(
     starts : Tensor
         (N,) int64.
     V : Tensor
-        (·, n): rows ``places[i]:places[i] + ranks[i]`` belong to block i.
-    places, ranks : Tensor
-        (N,) int64.
+        (Σ r_i, n): rows ``offsets[i]:offsets[i + 1]`` belong to block i.
+    offsets : Tensor
+        (N + 1,) int64.
     bias : Tensor or None
         (K,), of the same dtype: float32 or float64, on a CPU.
     channels_last : bool
@@ -51,14 +45,14 @@ def times(
     strides = (n * K, 1, K) if channels_last else (n * K, n, 1)
     out = torch.empty_strided((N, K, n), strides, dtype=left.dtype, device="cpu")
     # Vectors go along what lies side by side in the result.
-    sides = [(V, places), (left, starts)] if channels_last else [(left, starts), (V, places)]
+    sides = [(V, offsets), (left, starts)] if channels_last else [(left, starts), (V, offsets)]
     (rows, first), (columns, other) = sides
     target, missing = out.mT if channels_last else out, _tile(left) - columns.shape[1]
     if missing > 0:  # there is no tile so narrow
         columns = F.pad(columns, (0, missing))
         added = F.pad(added, (0, missing)) if channels_last else added
         target = torch.empty(*target.shape[:2], columns.shape[1], dtype=left.dtype, device="cpu")
-    arrays = [t.contiguous().numpy() for t in (rows, columns, first, other, ranks, added)]
+    arrays = [t.contiguous().numpy() for t in (rows, columns, first, other, offsets, added)]
 
     def part(start: int, stop: int) -> None:
         _multiply(*arrays, channels_last, target.numpy(), start, stop)
@@ -69,14 +63,12 @@ def times(
     return out
 
 
-def against(
-    V: Tensor, places: Tensor, ranks: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool
-) -> tuple[Tensor, Tensor]:
+def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """Σ_i V_i G_iᵀ, every block's in its own rows of the result, and the sum of all columns of the G_i.
 
     Parameters
     ----------
-    V, places, ranks, starts
+    V, offsets, starts
         As for :func:`times`.
     rows : int
         Of the result.
@@ -94,7 +86,7 @@ def against(
     tile = _tile(V)
     last = K >= tile and not grad.is_contiguous() and grad.mT.is_contiguous()
     kernel = _against_last if last else _against
-    arrays = [t.contiguous().numpy() for t in (V, places, ranks, starts, grad.detach().mT if last else grad.detach())]
+    arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach().mT if last else grad.detach())]
     odd = K % tile if last else 0
     out = torch.zeros(rows, K - odd + tile if odd else K, dtype=V.dtype, device="cpu")
     sums = torch.zeros(N, out.shape[1], dtype=V.dtype, device="cpu")  # each block's own: in no thread's order
@@ -127,7 +119,7 @@ def _multiply(
     right: Any,
     starts: Any,
     others: Any,
-    ranks: Any,
+    offsets: Any,
     bias: Any,
     along: bool,
     out: Any,
@@ -142,7 +134,7 @@ def _multiply(
     """
     p, q, w = left.shape[1], right.shape[1], width(right)
     for b in range(first, last):
-        rank = ranks[b]
+        rank = offsets[b + 1] - offsets[b]
         L, R, into = left[starts[b] : starts[b] + rank], right[others[b] : others[b] + rank], out[b]
         for t0 in range(0, p, 4):
             for i in range(0, q, 2 * w):
@@ -173,7 +165,7 @@ def _multiply(
 
 @compiled
 def _against_last(
-    V: Any, places: Any, ranks: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
+    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
     """Sum some rows of the gradient at a time for four rows of the result, two vectors of each, that stay in registers.
 
@@ -183,11 +175,11 @@ def _against_last(
     n, K, w = grad.shape[1], grad.shape[2], width(V)
     most, unused, one = max(16, 512 * w // K), np.empty(w, V.dtype), np.ones(1, V.dtype)
     for b in range(first, last):
-        at, place, rank = starts[b], places[b], ranks[b]
+        at, rank = starts[b], offsets[b + 1] - offsets[b]
         into = out[at : at + rank]
         for s in range(0, n, most):
             count = min(most, n - s)
-            G, R = grad[b, s : s + count], V[place : place + rank, s : s + count]
+            G, R = grad[b, s : s + count], V[offsets[b] : offsets[b + 1], s : s + count]
             if K > 2 * w:
                 total = zeros(V)
                 for t in range(count):
@@ -234,10 +226,10 @@ def _against_last(
 
 @compiled
 def _against(
-    V: Any, places: Any, ranks: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
+    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
     for b in range(first, last):
-        at, begin, rank = starts[b], places[b], ranks[b]
+        at, begin, rank = starts[b], offsets[b], offsets[b + 1] - offsets[b]
         _totals(grad[b], sums[b])
         for k in range(0, rank, 2):
             # The last two may be one.
