@@ -29,7 +29,10 @@ from lrbench.training import training_step
 BATCH = 100
 
 LEAST = 12
-"""Rounds at least, of those that take several steps; and steps by which the memory format is chosen."""
+"""Rounds at least, of those that take several steps."""
+
+CHOOSING = 12
+"""Steps by which the memory format is chosen."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"The paper's network, widths 32, 64, 128, batches of {BATCH}, after one epoch on {name}.",
         f"{torch.get_num_threads()} threads. Milliseconds a step are medians; a ratio is one of medians, with a",
         "bootstrap's interval over rounds; quartiles are of the ratios round by round. Either model runs in the memory",
-        f"format in which its median of {LEAST} steps, taken before, is the shorter. A round of `warm` is of",
+        f"format in which its median of {CHOOSING} steps, taken before, is the shorter. A round of `warm` is of",
         f"{lrbench.get_compressor('warm').period} steps, from one refresh of its basis to the next, and counts with",
         "their mean. With the input's factors kept, a step reads no images.",
         "",
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A basis that is kept from step to step has to be found first: more steps are taken before the clock runs.
         period = clock.period_of(wrapped)
         rounds = case.repeats * (max(options.rounds // period, LEAST) if period > 1 else options.rounds)
-        before = np.median(clock.time_steps(steps, -(-LEAST // period), warmup=-(-5 // period), period=period), 1)
+        before = np.median(clock.time_steps(steps, -(-CHOOSING // period), warmup=-(-5 // period), period=period), 1)
         faster = [int(before[:2].argmin()), 2 + int(before[2:].argmin())]
         plain, ours = np.asarray(clock.time_steps([steps[kind] for kind in faster], rounds, period=period))
         layouts = [list(FORMATS)[kind % 2] for kind in faster]
@@ -148,14 +151,14 @@ def _stepping(
     return step
 
 
-def _of_medians(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], axis: int = -1) -> Any:
+def _ratio_of_medians(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], axis: int = -1) -> Any:
     return np.median(a, axis) / np.median(b, axis)
 
 
 def _row(case: Case, plain: np.ndarray[Any, Any], wrapped: np.ndarray[Any, Any]) -> str:
-    ratio = float(_of_medians(wrapped, plain))
+    ratio = float(_ratio_of_medians(wrapped, plain))
     drawn = np.random.default_rng(0).integers(len(plain), size=(9999, len(plain)))
-    least, most = np.quantile(_of_medians(wrapped[drawn], plain[drawn]), [0.05, 0.95])
+    least, most = np.quantile(_ratio_of_medians(wrapped[drawn], plain[drawn]), [0.05, 0.95])
     low, high = np.quantile(wrapped / plain, [0.25, 0.75])
     theirs, ours = 1e3 * np.median(plain), 1e3 * np.median(wrapped)
     verdict, bound = "", "–"
