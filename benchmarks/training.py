@@ -165,6 +165,8 @@ def _row(case: Case, plain: np.ndarray[Any, Any], wrapped: np.ndarray[Any, Any])
     if case.bound is not None:
         holds = ratio < case.bound if case.keeps else ratio <= case.bound
         verdict, bound = "kept" if holds else "missed", f"{'<' if case.keeps else '≤'} {case.bound:.2f}"
+        if least <= case.bound <= most:
+            verdict += ", by the median alone"
     measured = f"{len(plain)} | {theirs:.1f} | {ours:.1f} | {ratio:.3f} | {least:.3f} to {most:.3f}"
     return f"| {case} | {measured} | [{low:.3f}, {high:.3f}] | {bound} | {verdict} |"
 
