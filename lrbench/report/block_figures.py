@@ -42,6 +42,9 @@ FLOOR = 1e-3
 MANY = 3
 """Layers up to which panels of cuts stand side by side."""
 
+CROWDED = 8
+"""Layers above which their names are turned, for want of room."""
+
 POINTS = 60
 """Blocks drawn as points for one compressor and layer."""
 
@@ -133,8 +136,10 @@ def draw_cuts(study: Study) -> Drawing:
     columns = (("cut_im2col", "im2col"), ("cut_input", "the input"), ("cut_saved", "what is saved"))
     facets, left_out = bounded(part(layers, "setting"), PANELS // len(columns))
     jobs = [(facet, *column) for facet in facets for column in columns]
-    many = max(facet.rows["layer"].nunique() for facet in facets) > MANY
-    fig, axes = panels([facet.title(f"against {of}") for facet, _, of in jobs], 1 if many else 3, 1.9 if many else 2.7)
+    most = max(facet.rows["layer"].nunique() for facet in facets)
+    many, crowded = most > MANY, most > CROWDED
+    titles = [facet.title(f"against {of}") for facet, _, of in jobs]
+    fig, axes = panels(titles, 1 if many else 3, 2.9 if crowded else 1.9 if many else 2.7)
     style = style_of(study)
     names: dict[str, Look] = {}
     hollow_drawn = dense_drawn = False
@@ -166,18 +171,20 @@ def draw_cuts(study: Study) -> Drawing:
         low, high = min(low, 0.0) - room, max(high, 0.0) + room
         ax.axhspan(low, 0, color=BAD, alpha=0.07, linewidth=0)
         ax.axhline(0, color=INK, linewidth=1)
-        _mark_unsaved(ax, grey, places, turned=not many)
+        _mark_unsaved(ax, grey, places, turned=crowded or not many)
         if len(grey) == len(places):
             ax.yaxis.set_ticks([])
         else:
             start = next(spot for spot, layer in enumerate(places) if layer not in grey) / len(places)
             ax.text(start + 0.01, 0.02, "no saving below zero", transform=ax.transAxes, fontsize=7, color=BAD)
-        ax.set_xticks(range(len(places)), [f"{plain_text(layer, 12)}\n{shape_of(study, layer)}" for layer in places])
+        between = ", " if crowded else "\n"
+        shown = [f"{plain_text(layer, 20 if crowded else 12)}{between}{shape_of(study, layer)}" for layer in places]
+        ax.set_xticks(range(len(places)), shown, rotation=90 if crowded else 0)
         ax.set(xlim=(-0.5, len(places) - 0.5), ylim=(low, high))
         cut = "held / saved" if column == "cut_saved" else f"factors / {of.removeprefix('the ')}"
         ax.set_ylabel(f"cut: 1 − {cut}")
         ax.grid(False, axis="x")
-        if not many:
+        if crowded or not many:
             ax.tick_params(axis="x", labelsize=6.5)
         if len(grey) < len(places):
             plain_ticks(ax.yaxis)

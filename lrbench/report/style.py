@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from lrbench.report.tables import ORDER, place
 from lrbench.report.wording import MINUS, plain_text
@@ -144,6 +144,7 @@ def plain_ticks(axis: Any, log: bool = False) -> None:
     """Label an axis with plain decimals; a logarithmic one's own labels would be formulas."""
     if log:
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 50 else (1,)))
+        powers = LogLocator(subs=(1, 2, 5) if high / low < 50 else (1,))
+        axis.set_major_locator(MaxNLocator(4) if high / low < 3 else powers)  # or one label would be all
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", MINUS)))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))

@@ -1,12 +1,14 @@
 """Marks of figures mean what their legends say."""
 
+from itertools import pairwise
+
 import pytest
 from matplotlib.collections import LineCollection
 from report_records import make_record
 
 from lrbench.report.block_figures import draw_cuts, draw_ranks
 from lrbench.report.cost_figures import draw_differences
-from lrbench.report.style import looks
+from lrbench.report.style import looks, panels, plain_ticks
 from lrbench.report.tables import make_studies
 
 
@@ -41,6 +43,32 @@ def test_layers_that_are_mostly_stored_are_outlined():
     outlined = [line for line in fig.axes[0].lines if line.get_color() == colour and len(line.get_xdata())]
     assert outlined
     assert all(line.get_markerfacecolor() != colour for line in outlined)
+
+
+def test_the_names_of_many_layers_do_not_cover_each_other():
+    record = make_record("101010")
+    first = record["layers"][0]
+    record["layers"] = [first | {"layer": f"layer{k}.0.conv1", "index": k} for k in range(19)]
+    for layer in record["layers"]:
+        layer.pop("saved_bytes", None)  # "not measured" is written over each
+    fig, _ = draw_cuts(study(record))
+    fig.canvas.draw()
+    for ax in fig.axes:
+        words = [label for label in ax.get_xticklabels() if label.get_text()]
+        assert len(words) == 19
+        for said in (words, [text for text in ax.texts if text.get_text() != "no saving below zero"]):
+            boxes = [text.get_window_extent() for text in said]
+            assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
+@pytest.mark.parametrize("limits", [(0.095, 0.146), (0.02, 0.9), (1e-4, 1)])
+def test_a_logarithmic_axis_has_labels_enough_to_be_read(limits):
+    _, (ax,) = panels([""], 1, 2)
+    ax.set(xscale="log", xlim=limits)
+    plain_ticks(ax.xaxis, log=True)
+    ax.figure.canvas.draw()
+    low, high = limits
+    assert len([tick for tick in ax.get_xticks() if low <= tick <= high]) >= 3
 
 
 def test_mean_ranks_are_of_all_blocks_not_of_those_that_are_kept():
