@@ -6,7 +6,7 @@ input's gradient is Wᵀ·G, lifted back, on every path.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar, cast
@@ -32,6 +32,21 @@ PATHS: tuple[Path, ...] = ("forward", "backward", "both")
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What stands for a layer's input before the layer has met it.
+
+    Attributes
+    ----------
+    compressed : Compressed
+    belongs_to : callable
+        Whether that is of an input, (N, C, H, W).
+    """
+
+    compressed: Compressed
+    belongs_to: Callable[[Tensor], bool]
+
+
 @dataclass(eq=False)
 class CompressedConvolution:
     """What a wrapped layer calls to convolve.
@@ -46,7 +61,7 @@ class CompressedConvolution:
         Where D̂ takes the place of D: in the product W·D, in the weight's gradient G·Dᵀ, or in both.
     exact_eval : bool
         Whether the layer convolves exactly while ``conv.training`` is False.
-    given : Compressed or None
+    given : Given or None
         What stands for the next input, where it is known already: see :class:`lrbench.KeptInput`.
     """
 
@@ -54,7 +69,7 @@ class CompressedConvolution:
     compressor: Compressor
     path: Path
     exact_eval: bool = False
-    given: Compressed | None = None
+    given: Given | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve (N, C, H, W) or (C, H, W), as ``Conv2d._conv_forward`` does."""
@@ -70,18 +85,11 @@ class CompressedConvolution:
 
         Raises
         ------
-        ValueError
-            If what was given is of another number of images, or of other shapes.
         RuntimeError
             If a compressor with a state is called again in a backward pass.
         """
         if self.given is not None:
-            if self.given.shape != blocks.shape:
-                raise ValueError(
-                    f"factors of blocks {tuple(self.given.shape)} were kept, and the layer's input has "
-                    f"{tuple(blocks.shape)}: give the batch that the factors are of"
-                )
-            return self.given
+            return self.given.compressed
         # There is no public word for it; torch's own checkpointing asks in this way.
         if self.compressor.stateful and self.conv.training and torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
@@ -97,18 +105,23 @@ class CompressedConvolution:
 
 @torch.compiler.disable
 def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    images = x if x.ndim == 4 else x.unsqueeze(0)
+    if layer.given is not None and not layer.given.belongs_to(images):
+        raise ValueError(
+            f"factors were kept of images other than the layer's input, {tuple(x.shape)}: give the batch that the "
+            "factors are of to a model that calls this layer once, on the images themselves"
+        )
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight = _autocast(x, dtype), _autocast(weight, dtype)
+        images, weight = _autocast(images, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
-    if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
+    if weight.dtype != images.dtype or (bias is not None and bias.dtype != images.dtype):
         raise RuntimeError(
-            f"input is {x.dtype}, weight {weight.dtype}"
+            f"input is {images.dtype}, weight {weight.dtype}"
             + ("" if bias is None else f" and bias {bias.dtype}")
             + ": a convolution needs all of one dtype"
         )
-    images = x if x.ndim == 4 else x.unsqueeze(0)
     geometry = Geometry.of(layer.conv)
     with torch.autocast(device, enabled=False):
         out = _Convolution.apply(images, weight, bias, geometry, layer, torch.is_grad_enabled())

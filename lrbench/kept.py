@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrbench.compressed import Compressed
-from lrbench.conv import compressed_layers
+from lrbench.conv import Given, compressed_layers
 from lrbench.im2col import Geometry, Im2col
 
 __all__ = ["KeptInput"]
@@ -57,6 +57,9 @@ class KeptInput:
         compress = copy.deepcopy(self._layer.compressor).compress  # training's own state is left as it is
         self._factors = Compressed.concatenate([compress(Im2col.of(x, geometry)) for x in images.split(batch_size)])
         self.nbytes = self._factors.nbytes
+        seeded = torch.Generator().manual_seed(0)
+        self._signs = torch.randint(2, (images[0].numel(),), generator=seeded).mul(2).sub(1).to(images.device)
+        self._marks = torch.cat([self._marks_of(x) for x in images.split(batch_size)])
         self._nothing = images.new_full((1, 1, 1, 1), torch.nan).expand(1, *images.shape[1:])
 
     @contextmanager
@@ -68,12 +71,29 @@ class KeptInput:
         Tensor
             (B, C, H, W): what may be given to the model in place of these images where nobody reads them, on path
             ``both`` in a model whose only way in is the layer. They need not be gathered then. All of it is one NaN,
-            so that whoever does read it cannot go on unnoticed.
+            so that whoever does read it cannot go on unnoticed: the layer itself refuses any other input than this
+            tensor and the images, with a ValueError.
         """
         g = self._layer.conv.groups
         blocks = index if g == 1 else (index[:, None] * g + torch.arange(g, device=index.device)).flatten()
-        self._layer.given = self._factors.select(blocks)
+        nothing, marks = self._nothing.expand(len(index), -1, -1, -1), self._marks[index]
+
+        def belongs_to(x: Tensor) -> bool:
+            if x.shape != nothing.shape:
+                return False
+            if x.data_ptr() == nothing.data_ptr():
+                return True
+            # Rounding may differ where images are prepared on the way; another layer's output differs altogether.
+            return bool(((self._marks_of(x) - marks).abs() <= 1e-3 * marks[:, :1]).all())
+
+        self._layer.given = Given(self._factors.select(blocks), belongs_to)
         try:
-            yield self._nothing.expand(len(index), -1, -1, -1)
+            yield nothing
         finally:
             self._layer.given = None
+
+    @torch.no_grad()
+    def _marks_of(self, x: Tensor) -> Tensor:
+        """What images, (B, C, H, W), are known by: their norms, and sums of pixels of random signs, (B, 2)."""
+        rows = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+        return torch.stack([torch.linalg.vector_norm(rows, dim=1), rows @ self._signs.to(rows.dtype)], 1)

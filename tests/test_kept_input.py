@@ -102,10 +102,38 @@ def test_their_bytes_are_told(images: Tensor) -> None:
 def test_a_batch_that_they_are_not_of_is_refused(images: Tensor) -> None:
     net = model()
     kept = lrbench.KeptInput(net, images)
-    with kept.batch(torch.arange(3)), pytest.raises(ValueError, match=r"factors of blocks \(3, 27, 81\) were kept"):
+    with kept.batch(torch.arange(3)), pytest.raises(ValueError, match=r"other than the layer's input, \(4, 3, 9, 9\)"):
         net(images[:4])
     with kept.batch(torch.arange(3)), pytest.raises(ValueError, match="give the batch that the factors are of"):
         net(images[:3, :, :8])
+    with kept.batch(torch.tensor([0, 1, 3])), pytest.raises(ValueError, match="give the batch that the factors are of"):
+        net(images[:3])
+
+
+@pytest.mark.parametrize("given", ["images", "their place"])
+@pytest.mark.parametrize("first", ["another layer", "the same layer"])
+def test_an_input_that_they_are_not_of_is_refused(images: Tensor, given: str, first: str) -> None:
+    """A layer on path both does not read its input, and would answer for any."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    other = conv if first == "the same layer" else nn.Conv2d(3, 3, 3, padding=1)
+    net = lrbench.wrap(nn.Sequential(other, conv), "01" if other is not conv else "1", "svd", 0.1)
+    kept = lrbench.KeptInput(net, images)
+    index = torch.arange(3)
+    with kept.batch(index) as x, pytest.raises(ValueError, match="calls this layer once, on the images themselves"):
+        net(images[index] if given == "images" else x)
+
+
+def test_images_that_are_prepared_on_the_way_are_known(images: Tensor) -> None:
+    """What they are multiplied by and divided by again leaves other roundings."""
+    net, index = model(), torch.tensor([2, 0])
+    kept = lrbench.KeptInput(net, images)
+    prepare = nn.BatchNorm2d(3, affine=False, eps=0)
+    assert prepare.running_var is not None
+    prepare.running_var.fill_(9)
+    prepared = nn.Sequential(prepare, net).eval()
+    with kept.batch(index):
+        prepared(3.0 * images[index])
 
 
 def test_a_layer_that_is_not_wrapped_is_refused(images: Tensor) -> None:

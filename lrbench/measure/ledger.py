@@ -255,7 +255,7 @@ def _owners(model: nn.Module) -> dict[int, Kind]:
     owners: dict[int, Kind] = {}
     for layer in compressed_layers(model).values():
         if layer.given is not None:
-            owners |= dict.fromkeys(_keys(layer.given.tensors()), "kept")
+            owners |= dict.fromkeys(_keys(layer.given.compressed.tensors()), "kept")
     owners |= dict.fromkeys(_keys(model.buffers()), "buffer")
     return owners | dict.fromkeys(_keys(model.parameters()), "parameter")
 
