@@ -239,32 +239,33 @@ def columns_scratch(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (c
 def columns_gram(
     image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any
 ) -> None:  # pragma: no cover (compiled)
-    """Dᵀ D, (n, n), of the block that the image times f·g is lowered to; as :func:`rows_gram`."""
+    """Dᵀ D, (n, n), of the block that the image times f·g is lowered to, on and below the diagonal.
+
+    What it takes is as for :func:`rows_gram`; what it leaves above the diagonal is not to be read.
+    """
     R, S, p, q, lines, columns = layout.R, layout.S, layout.p, layout.q, layout.lines, layout.columns
     P, products, partial = scratch
     pitch, plane = layout.pitch, layout.plane
     height = plane // pitch
     pad(image, f, g, pitch, plane, layout.top, layout.left, P)
     pixels = P.reshape(layout.channels, plane)
-    # Products of pixels, summed over channels; only the part of a row on and after the diagonal.
+    # Products of pixels, summed over channels: of every pixel with those of its own line and of the lines before.
     for i in range(plane):
-        _outer_row(pixels, i, products[i, i:])
-    for i in range(plane):
-        for j in range(i):
-            products[i, j] = products[j, i]
+        _products(pixels, i, products[i, : (i // pitch + 1) * pitch])
     # Summed over the kernel's columns, then over its rows.
     for y in range(height):
         for x in range(columns):
-            row = partial[(y * columns + x) * plane : (y * columns + x + 1) * plane]
-            row[:] = products[y * pitch + x]
+            reach = (y + 1) * pitch
+            row = partial[(y * columns + x) * plane : (y * columns + x) * plane + reach]
+            row[:] = products[y * pitch + x, :reach]
             for s in range(1, S):
-                _add(products[y * pitch + x + s * q, s * q :], row)
+                _add(products[y * pitch + x + s * q, s * q : reach], row)
     for y in range(lines):
         for x in range(columns):
             row = G[y * columns + x]
             for r in range(R):
                 at = ((y + r * p) * columns + x) * plane + r * p * pitch
-                for y2 in range(lines):
+                for y2 in range(y + 1):
                     source = partial[at + y2 * pitch : at + y2 * pitch + columns]
                     into = row[y2 * columns : (y2 + 1) * columns]
                     if r == 0:
@@ -276,25 +277,25 @@ def columns_gram(
 
 
 @compiled
-def _outer_row(pixels: Any, i: int, out: Any) -> None:  # pragma: no cover (compiled)
-    """``out[t]`` = Σ_c pixels[c, i] pixels[c, i + t]."""
+def _products(pixels: Any, i: int, out: Any) -> None:  # pragma: no cover (compiled)
+    """``out[t]`` = Σ_c pixels[c, i] pixels[c, t]."""
     C = len(pixels)
     length = len(out)
     for t in range(length):
         out[t] = 0.0
     c = 0
     while c + 8 <= C:
-        p0, p1, p2, p3 = pixels[c, i:], pixels[c + 1, i:], pixels[c + 2, i:], pixels[c + 3, i:]
-        p4, p5, p6, p7 = pixels[c + 4, i:], pixels[c + 5, i:], pixels[c + 6, i:], pixels[c + 7, i:]
-        c0, c1, c2, c3, c4, c5, c6, c7 = p0[0], p1[0], p2[0], p3[0], p4[0], p5[0], p6[0], p7[0]
+        p0, p1, p2, p3 = pixels[c], pixels[c + 1], pixels[c + 2], pixels[c + 3]
+        p4, p5, p6, p7 = pixels[c + 4], pixels[c + 5], pixels[c + 6], pixels[c + 7]
+        c0, c1, c2, c3, c4, c5, c6, c7 = p0[i], p1[i], p2[i], p3[i], p4[i], p5[i], p6[i], p7[i]
         for t in range(length):
             out[t] += (c0 * p0[t] + c1 * p1[t] + c2 * p2[t] + c3 * p3[t]) + (
                 c4 * p4[t] + c5 * p5[t] + c6 * p6[t] + c7 * p7[t]
             )
         c += 8
     while c < C:
-        p0 = pixels[c, i:]
-        c0 = p0[0]
+        p0 = pixels[c]
+        c0 = p0[i]
         for t in range(length):
             out[t] += c0 * p0[t]
         c += 1

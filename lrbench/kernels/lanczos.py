@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.loops import compiled, dot, exact, inner, subtract
+from lrbench.kernels.loops import compiled, dot, exact, inner, inner_symmetric, subtract
 
 __all__ = ["ANY", "FAILED", "lanczos_scratch", "leading_eigenvectors"]
 
@@ -23,6 +23,9 @@ _SLACK = 1e-6
 _UNSEEN = 1e-10
 """Energy, as a part of all, that a Gram matrix does not tell from rounding errors."""
 
+_TINY = float(np.finfo(np.float64).tiny)
+"""In place of a pivot of zero."""
+
 _LANES = 8
 """Eigenvectors are computed so many at a time, a lane of a vector register for each."""
 
@@ -30,7 +33,7 @@ _LANES = 8
 @compiled
 def lanczos_scratch(n: int) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
     """What :func:`leading_eigenvectors` works in."""
-    return np.empty((n, n)), np.empty((n, n)), np.empty((8 + 6 * _LANES, n + 1))
+    return np.empty((n, n)), np.empty((n, n)), np.empty((6 + 6 * _LANES, n + 1))
 
 
 @compiled
@@ -41,17 +44,17 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
     After j steps QᵀGQ = T is tridiagonal, with eigenvalues θ, and the rest of G is coupled to it by β in one place.
     Let c bound the rest's eigenvalues; its Frobenius norm is known, because ‖G‖_F is. For any t > 0 the coupling is
     bounded by adding β²/t to T's last diagonal element and t to the rest (the Schur complement): as long as c + t does
-    not exceed the k-th largest eigenvalue, the sum of the k largest of that matrix, U_k, bounds the sum of G's k
-    largest eigenvalues from above, while Σ θ_i bounds it from below. The rank is r when U_{r−1} leaves more energy
-    than the tolerance allows, so that no r − 1 directions can do (Eckart and Young), when the r largest θ leave less,
-    and when they capture what U_r says can be had, but for a millionth part of the allowance. Where a rank is given,
-    the last of these is all that is asked, for a millionth part of what is lost.
+    not exceed the k-th largest eigenvalue, the sum of the k largest of that matrix bounds the sum of G's k largest
+    eigenvalues from above, while Σ θ_i bounds it from below. The rank is r when the r largest θ leave as little energy
+    as the tolerance allows, when the bounds of r are apart by no more than a millionth part of the allowance, and when
+    with that the r − 1 largest leave too much, so that no r − 1 directions can do (Eckart and Young). Where a rank is
+    given, the second of these is all that is asked, for a millionth part of what is lost.
 
     Parameters
     ----------
     G : array
-        (n, n) float64, symmetric and positive semidefinite. Overwritten: the first r rows hold the basis, by descending
-        Ritz value.
+        (n, n) float64, positive semidefinite; what stands above the diagonal is not read. Overwritten: the first r rows
+        hold the basis, by descending Ritz value.
     eps : float
         In (0, 1); above some 1e-7, for the square of it to be seen beside one.
     rank : int
@@ -67,18 +70,19 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
     Q, Z, vectors = scratch
     n = G.shape[0]
     alpha, beta, c, w = vectors[0], vectors[1], vectors[2], vectors[3, :n]
-    theta, squares, upper = vectors[4], vectors[5], vectors[6]
+    theta, squares = vectors[4], vectors[5]
     trace, frobenius = 0.0, 0.0
     for i in range(n):
         trace += G[i, i]
-        frobenius += dot(G[i], G[i])
+        below = G[i, :i]
+        frobenius += 2 * dot(below, below) + G[i, i] * G[i, i]
     given = rank != ANY
     if trace == 0.0 or rank == 0:
         return 0
     allowed = eps * eps * trace
     for i in range(n):
         Q[0, i] = 1.0 + (i * 2654435761 % 1024) / 4096.0
-    inner(G, n, Q[0], w)
+    inner_symmetric(G, Q[0], w)
     size = np.sqrt(dot(w, w))
     if size == 0.0:
         size = 1.0
@@ -93,7 +97,7 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
     j, check, often, r = 0, rank + 2 if given else 2, 8, 0
     captured, known = 0.0, 0.0  # trace(T), ‖T‖_F²
     while True:
-        inner(G, n, Q[j], w)
+        inner_symmetric(G, Q[j], w)
         a = dot(Q[j], w)
         for i in range(n):
             w[i] -= a * Q[j, i]
@@ -139,16 +143,9 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
                 rest = min(rest, max(0.0, trace - captured) + unseen * trace)
             t = theta[r - 1] - rest if r > 0 else 0.0
             if trace - total <= allowed and t > 0:
-                for i in range(j):
-                    upper[i] = alpha[i]
-                    squares[i] = beta[i] * beta[i]
-                upper[j - 1] += b * b / t
-                if not _eigenvalues(upper, squares, j):
-                    return FAILED
-                best = 0.0
-                for i in range(r - 1):
-                    best += upper[i]
-                if (given or trace - best > allowed) and best + upper[r - 1] - total <= _SLACK * allowed:
+                slack = _SLACK * allowed
+                least = given or trace - (total - theta[r - 1] + slack) > allowed
+                if least and _bounded(alpha, beta, j, b * b / t, theta, r, slack, vectors[6:]):
                     break
             check = j + max(1, j // often)
             # A check costs as much as many steps, and what was not near at the first one is further away.
@@ -164,7 +161,7 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
             b = np.sqrt(dot(w, w))
         for i in range(n):
             Q[j, i] = w[i] / b
-    if not _tridiagonal_vectors(alpha, beta, j, theta[:r], Z, vectors[8:]):
+    if not _tridiagonal_vectors(alpha, beta, j, theta[:r], Z, vectors[6:]):
         return FAILED
     for k in range(r):
         z, out = Z[k], G[k]
@@ -219,9 +216,10 @@ def _eigenvalues(d: Any, e: Any, n: int) -> bool:  # pragma: no cover (compiled)
                 c = p / r
                 s = square / r
                 alpha = d[i]
-                gamma = c * (alpha - sigma) - s * gamma_before
+                # c (α − σ) − s γ and γ² / c, of divisions that do not wait for one another.
+                gamma = (p * (alpha - sigma) - square * gamma_before) / r
                 d[i + 1] = gamma_before + (alpha - gamma)
-                p = gamma * gamma / c if c != 0.0 else c_before * square
+                p = gamma * gamma * (r / p) if c != 0.0 else c_before * square
             e[low] = s * p
             d[low] = sigma + gamma
     for i in range(1, n):
@@ -230,6 +228,38 @@ def _eigenvalues(d: Any, e: Any, n: int) -> bool:  # pragma: no cover (compiled)
             d[k + 1] = d[k]
             k -= 1
         d[k + 1] = value
+    return True
+
+
+@compiled
+def _bounded(
+    alpha: Any, beta: Any, n: int, more: float, theta: Any, r: int, slack: float, vectors: Any
+) -> bool:  # pragma: no cover (compiled)
+    """Whether ``more`` on T's last diagonal element adds at most ``slack`` to the sum of its r largest eigenvalues.
+
+    Each has a share of the slack, and a Sturm sequence tells how many eigenvalues exceed the k-th one with its share
+    (W. Barth, R. S. Martin and J. H. Wilkinson, 1967; LAPACK's dstebz): the answer True is a proof, False is none. The
+    last ones, which converge last, have the largest shares.
+    """
+    area = vectors.reshape(-1)
+    limit, pivot, above = area[:_LANES], area[_LANES : 2 * _LANES], area[2 * _LANES : 3 * _LANES]
+    for first in range(0, r, _LANES):
+        for lane in range(_LANES):
+            k = min(first + lane, r - 1)
+            limit[lane] = theta[k] + slack * (0.5 / r + 0.5 ** (r - k + 1))
+            pivot[lane], above[lane] = 1.0, 0.0
+        square = 0.0
+        for i in range(n):
+            diagonal = alpha[i] + more if i == n - 1 else alpha[i]
+            for lane in range(_LANES):
+                next_pivot = diagonal - limit[lane] - square / pivot[lane]
+                next_pivot = next_pivot if abs(next_pivot) > _TINY else -_TINY
+                pivot[lane] = next_pivot
+                above[lane] += 1.0 if next_pivot > 0.0 else 0.0
+            square = beta[i] * beta[i]
+        for lane in range(min(_LANES, r - first)):
+            if above[lane] > first + lane:
+                return False
     return True
 
 

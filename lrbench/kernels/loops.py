@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import torch
 
-from lrbench.kernels.lanes import prefetch
+from lrbench.kernels.lanes import broadcast, fma, load, prefetch, store, summed, zeros
 
 __all__ = [
     "accumulate",
@@ -28,6 +28,7 @@ __all__ = [
     "exact",
     "for_parts",
     "inner",
+    "inner_symmetric",
     "subtract",
 ]
 
@@ -187,6 +188,41 @@ def inner(rows: Any, count: int, w: Any, out: Any) -> None:  # pragma: no cover 
     while i < count:
         out[i] = dot(rows[i], w)
         i += 1
+
+
+@compiled
+def inner_symmetric(G: Any, x: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    """``out`` = G x, of what stands on and below the diagonal of a symmetric G, float64: half of it is not read.
+
+    More than from arithmetic the time comes from reading, where G is too large for the innermost cache. Four rows at a
+    time meet x, and their reflections are added to ``out``, which must not be x.
+    """
+    n = len(x)
+    whole = n - n % 4  # there are four numbers in a vector
+    for i in range(0, whole, 4):
+        x0, x1, x2, x3 = broadcast(x, (i,)), broadcast(x, (i + 1,)), broadcast(x, (i + 2,)), broadcast(x, (i + 3,))
+        s0, s1, s2, s3 = zeros(G), zeros(G), zeros(G), zeros(G)
+        for t in range(0, i, 4):
+            v, y = load(x, (t,)), load(out, (t,))
+            g0, g1, g2, g3 = load(G, (i, t)), load(G, (i + 1, t)), load(G, (i + 2, t)), load(G, (i + 3, t))
+            s0, s1, s2, s3 = fma(s0, g0, v), fma(s1, g1, v), fma(s2, g2, v), fma(s3, g3, v)
+            store(out, (t,), fma(fma(fma(fma(y, g0, x0), g1, x1), g2, x2), g3, x3))
+        # On the diagonal stand four by four numbers.
+        a1, a2, a3 = G[i + 1, i], G[i + 2, i], G[i + 3, i]
+        b2, b3, c3 = G[i + 2, i + 1], G[i + 3, i + 1], G[i + 3, i + 2]
+        u0, u1, u2, u3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+        out[i] = summed(s0) + (G[i, i] * u0 + a1 * u1) + (a2 * u2 + a3 * u3)
+        out[i + 1] = summed(s1) + (a1 * u0 + G[i + 1, i + 1] * u1) + (b2 * u2 + b3 * u3)
+        out[i + 2] = summed(s2) + (a2 * u0 + b2 * u1) + (G[i + 2, i + 2] * u2 + c3 * u3)
+        out[i + 3] = summed(s3) + (a3 * u0 + b3 * u1) + (c3 * u2 + G[i + 3, i + 3] * u3)
+    for i in range(whole, n):
+        row, own = G[i, :i], x[i]
+        total = G[i, i] * own
+        for t in range(i):
+            total += row[t] * x[t]
+        for t in range(i):
+            out[t] += own * row[t]
+        out[i] = total
 
 
 @compiled

@@ -10,7 +10,7 @@ import numpy as np
 from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
 from lrbench.kernels.lanczos import lanczos_scratch
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import compiled, dot, inner
+from lrbench.kernels.loops import compiled, dot, inner_symmetric
 from lrbench.kernels.sketch import append, expand, sketch_columns, sketch_rows, truncate
 
 __all__ = ["columns_grown", "columns_within", "rows_grown", "rows_within"]
@@ -158,7 +158,7 @@ def _extended(
     grown = append(Y, first, last, Q, size)
     for _ in range(steps):
         for j in range(size, grown):
-            inner(G, len(G), Q[j], Y[first + j - size])
+            inner_symmetric(G, Q[j], Y[first + j - size])
         grown = append(Y, first, first + grown - size, Q, size)
     return grown
 
@@ -169,6 +169,6 @@ def _held(G: Any, Q: Any, first: int, last: int, Y: Any) -> float:  # pragma: no
     total = 0.0
     product = Y[len(Y) - 1]
     for j in range(first, last):
-        inner(G, len(G), Q[j], product)
+        inner_symmetric(G, Q[j], product)
         total += dot(Q[j], product)
     return total

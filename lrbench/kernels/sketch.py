@@ -7,7 +7,7 @@ import numpy as np
 from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
 from lrbench.kernels.lanczos import ANY, lanczos_scratch, leading_eigenvectors
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import accumulate, compiled, correlate, dot, inner, subtract
+from lrbench.kernels.loops import accumulate, compiled, correlate, dot, inner, inner_symmetric, subtract
 
 __all__ = [
     "append",
@@ -121,7 +121,7 @@ def _projected(
     else:
         Q[:] = Y
     for j in range(size):
-        inner(G, n, Q[j], Y[j])
+        inner_symmetric(G, Q[j], Y[j])
     size = _orthonormal(Y, size, Q)
     r = truncate(G, Y, eps, size, Q, T, space, basis)
     return TOO_NARROW if r < 0 or r + spare > k else r
@@ -160,7 +160,7 @@ def truncate(
     held = 0.0
     T[:] = 0.0
     for j in range(size):
-        inner(G, n, Q[j], Y[j])
+        inner_symmetric(G, Q[j], Y[j])
         for i in range(j + 1):
             T[i, j] = dot(Q[i], Y[j])
             T[j, i] = T[i, j]

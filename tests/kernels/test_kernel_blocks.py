@@ -39,6 +39,8 @@ def gram(view: KernelBlocks, side: str) -> NDArray[np.float64]:
     out = np.full((len(view.images), size, size), np.nan)
     for b, image in enumerate(view.images):
         kernel(image, np.ldexp(1.0, view.exponent[b]), 1.0, layout, scratch, out[b])
+    if side == "columns":  # above the diagonal is whatever was there
+        out = np.tril(out) + np.tril(out, -1).transpose(0, 2, 1)
     return out
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lrbench.kernels.lanczos import ANY, lanczos_scratch, leading_eigenvectors
+from lrbench.kernels.lanczos import ANY, _bounded, lanczos_scratch, leading_eigenvectors
 
 Matrix = NDArray[np.float64]
 
@@ -142,3 +142,35 @@ def test_energy_that_the_start_does_not_see_is_not_taken_for_rounding(seed: int)
     basis = work[: leading_eigenvectors(work, 0.5, 2, lanczos_scratch(27))]
     lost = values.sum() - np.trace(basis @ G @ basis.T)
     assert lost <= (5e-9 + 2e-9 + 1e-9) * (1 + 1e-5) + 2e-16
+
+
+def test_what_stands_above_the_diagonal_is_not_read() -> None:
+    for name, values in SPECTRA.items():
+        G = rotated(values)
+        half = np.tril(G) + np.triu(np.full_like(G, np.nan), 1)
+        rank = leading_eigenvectors(G, 0.1, ANY, lanczos_scratch(len(G)))
+        assert leading_eigenvectors(half, 0.1, ANY, lanczos_scratch(len(G))) == rank, name
+        assert np.array_equal(half[:rank], G[:rank]), name
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_bound_is_given_where_it_holds_with_room_and_nowhere_that_it_does_not(seed: int) -> None:
+    g = np.random.default_rng(seed)
+    n = int(g.integers(2, 30))
+    # Most couplings of such a matrix are weak, as those of one that Lanczos iteration made: its ends hardly meet.
+    alpha, beta = np.sort(g.random(n))[::-1].copy(), 10.0 ** -g.uniform(0, 4, n)
+    T = np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
+    theta = np.linalg.eigvalsh(T)[::-1].copy()
+    more = 10.0 ** g.uniform(-3, 1)
+    T[-1, -1] += more
+    grown = np.linalg.eigvalsh(T)[::-1]
+    scratch, answers = lanczos_scratch(n)[2][6:], []
+    for r in range(1, n + 1):
+        gains = grown[:r] - theta[:r]
+        shares = 0.5 / r + 0.5 ** np.arange(r + 1.0, 1.0, -1.0)
+        assert shares.sum() <= 1
+        needed = (gains / shares).max()
+        assert not _bounded(alpha, beta, n, more, theta, r, 0.99 * gains.sum() - 1e-14, scratch)
+        assert _bounded(alpha, beta, n, more, theta, r, 1.01 * needed + 1e-12, scratch)
+        answers.append(needed > 1.01 * gains.sum() + 1e-12)
+    assert any(answers) or n < 4  # or the shares would not matter

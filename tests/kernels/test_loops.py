@@ -38,6 +38,16 @@ def test_products_are_right_whatever_is_left_over(count: int, length: int) -> No
     np.testing.assert_allclose(rest, w - c @ rows, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [*range(14), 27, 64, 77])
+def test_a_symmetric_matrix_is_read_on_and_below_its_diagonal(n: int) -> None:
+    g = np.random.default_rng(n)
+    half, x, out = g.standard_normal((n, n)), g.standard_normal(n), np.full(n, np.nan)
+    G = np.tril(half) + np.tril(half, -1).T
+    half[np.triu_indices(n, 1)] = np.nan
+    loops.inner_symmetric(half, x, out)
+    np.testing.assert_allclose(out, G @ x, rtol=0, atol=1e-12)
+
+
 def test_what_must_be_exact_is_so_within_a_kernel_that_takes_liberties() -> None:
     """2**514 twice is infinite, but not on the way from a subnormal number to one near 1."""
     x, P = np.full((1, 1, 3), 2.0**-1070), np.zeros(3)
