@@ -237,14 +237,26 @@ def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor, single: bool 
     view = KernelBlocks.of(blocks)
     if view is not None:
         return view.residuals(factors.U, factors.V, factors.ranks, exponent, single)
-    return _formed(blocks, factors, exponent), blocks.squared_norm()
+    energy = blocks.squared_norm()
+    return _rounded(_formed(blocks, factors, exponent), energy, factors, exponent), energy
+
+
+def _rounded(squared: Tensor, energy: Tensor, factors: LowRank, exponent: Tensor) -> Tensor:
+    """Squared residuals with a bound of what rounding can have hidden, as the kernels of the same name add it."""
+    lengths = [torch.linalg.vector_norm(packed.to(torch.float64), dim=1) for packed in (factors.U, factors.V)]
+    blocks = torch.arange(len(squared), device=squared.device).repeat_interleave(factors.ranks)
+    sizes = energy.sqrt().index_add(0, blocks, scale_by_power_of_two(lengths[0] * lengths[1], -exponent[blocks]))
+    unit = (factors.ranks + 2) * 2.0**-53
+    hidden = unit / (1 - unit) * sizes
+    return torch.where(hidden <= 1e-12 * energy.sqrt(), squared, (squared.sqrt() + hidden) ** 2)
 
 
 def residual_norms(blocks: Blocks, low_rank: LowRank, exponent: Tensor) -> Tensor:
     """Frobenius norms of D_i − 2**(−e_i) U_i V_i, computed in float64 from the factors as they are stored.
 
     The residual itself is formed, a part at a time: no identity with a cancellation in it stands between the
-    factors and the verdict. Its rounding error is of the order of 1e-16 ‖D_i‖.
+    factors and the verdict. What rounding can hide is below 1e-12 ‖D_i‖, or is counted, as it is of factors that
+    cancel one another out.
 
     Parameters
     ----------

@@ -144,7 +144,8 @@ def residuals(
 ) -> None:  # pragma: no cover (compiled)
     """Squared norms of the scaled blocks' D − UV, the residual itself formed a tile at a time, and of D.
 
-    In float32 a bound of what rounding can have hidden is added.
+    A bound of what rounding can have hidden is added: in float32 always, in float64 where it exceeds 1e-12 ‖D‖, as it
+    does of factors that cancel one another out.
 
     Parameters
     ----------
@@ -170,7 +171,8 @@ def residuals(
     fours = (m + 3) // 4
     B, c = np.empty((tiles, most, tile), work.dtype), np.zeros((fours, most, 4), work.dtype)
     row, counted = np.zeros(tiles * tile, work.dtype), np.zeros(tiles * tile, work.dtype)
-    sums, energies = np.empty((4 * fours, width(work)), work.dtype), np.empty(most)
+    sums, lengths = np.empty((4 * fours, width(work)), work.dtype), np.empty(most)
+    unit = 2.0**-24 if work.itemsize < 8 else 2.0**-53
     for y in range(layout.lines):
         counted[y * span : y * span + columns] = 1
     memory = V.reshape(-1)
@@ -179,7 +181,9 @@ def residuals(
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
             _widen(V[first + k], power[b, 5], columns, span, row)
-            energies[k] = _fill(row, B, k)
+            lengths[k] = np.sqrt(_fill(row, B, k))
+            if lengths[k] < 1e-15:  # squares may have vanished
+                lengths[k] = _length(row)
             u = U[first + k]
             for i in range(m):
                 c[i // 4, k, i % 4] = -np.float64(u[i]) * power[b, 3]
@@ -200,15 +204,13 @@ def residuals(
             for t in range(width(work)):
                 total += np.float64(sums[i, t])
         norm = _squared_norm(pixels, counts)
-        if work.itemsize < 8:
-            # Each number of the residual is a sum of rank + 1 products (N. J. Higham, 2002, section 3.1), each energy
-            # a sum of squares.
-            size = np.sqrt(norm)
-            for k in range(rank):
-                u = U[first + k]
-                size += np.sqrt(_wide_product(u, u) * energies[k]) * power[b, 3]
-            unit = 2.0**-24
-            hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
+        # Each number of the residual is a sum of rank + 1 products (N. J. Higham, 2002, section 3.1), each energy a sum
+        # of squares.
+        size = np.sqrt(norm)
+        for k in range(rank):
+            size += _length(U[first + k]) * lengths[k] * power[b, 3]
+        hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
+        if work.itemsize < 8 or not hidden <= 1e-12 * np.sqrt(norm):
             total = (np.sqrt(total * (1 + 2 * n * unit)) + hidden) ** 2
         squared[b] = total
         norms[b] = norm
@@ -331,6 +333,23 @@ def _judge(
         bound = terms * 1.2e-16 * (np.sqrt(norm) + np.sqrt(skew * held)) ** 2
         squared[b] = max(0.0, norm - 2 * met + both) + bound
     norms[b] = norm
+
+
+@compiled
+def _length(x: Any) -> float:  # pragma: no cover (compiled)
+    """‖x‖ in float64, also where the squares are out of its range."""
+    square = _wide_product(x, x)
+    if 1e-290 < square < np.inf:
+        return np.sqrt(square)
+    top = 0.0
+    for t in range(len(x)):
+        top = max(top, abs(np.float64(x[t])))
+    if top == 0.0 or not top < np.inf:
+        return top
+    square = 0.0
+    for t in range(len(x)):
+        square += (np.float64(x[t]) / top) ** 2
+    return top * np.sqrt(square)
 
 
 @compiled

@@ -1,6 +1,7 @@
 """What a compressor proposes is checked, block by block, as it will be stored."""
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from lrbench.compressors.certificate import residual_norms, stored, unscaled
 from lrbench.compressors.spectral import truncated_svd
 from lrbench.contract.adversarial import decaying_blocks, family, low_rank_plus_noise, with_singular_values
 from lrbench.contract.comparing import SLACK, TOLERANCES, each_dtype
+from lrbench.kernels.kernel_blocks import KernelBlocks
 
 
 def svd_factors(blocks: Blocks, eps: float) -> LowRank:
@@ -250,3 +252,69 @@ def test_what_a_method_does_to_its_blocks_is_not_seen_by_the_check(images: bool)
     assert lrbench.relative_error(blocks, factors).max() <= 0.1
     assert torch.equal(factors.ranks, lrbench.get_compressor("svd", eps=0.1).compress(blocks).ranks)
     assert torch.equal(x, before)
+
+
+class Cancelling(lrbench.Compressor):
+    """Of a block of equal rows: 1·(v + B)ᵀ − 1·Bᵀ, exact but for what is lost of v beside a large B."""
+
+    guarantee = "block"
+    large, scale = 1.0, 1.0
+
+    def factorize(self, blocks: Blocks) -> LowRank:
+        D = blocks.dense()
+        v = D[:, :1]
+        large, ones = torch.full_like(v, self.large), torch.full((*D.shape[:2], 1), self.scale, dtype=D.dtype)
+        V = torch.cat([large + v, large], 1) / self.scale
+        return LowRank.from_padded(torch.cat([ones, -ones], 2), V, torch.full((len(D),), 2))
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize(
+    ("dtype", "large", "scale"),
+    [
+        (torch.float64, 1e13, 1.0),
+        (torch.float64, 3e15, 1.0),
+        (torch.float64, 3e15, 2.0**505),
+        (torch.float64, 3e15, 2.0**-505),
+        (torch.float32, 1e7, 1.0),
+        (torch.float32, 1e7, 2.0**110),
+        (torch.float32, 1e7, 2.0**-100),
+    ],
+    ids=str,
+)
+def test_what_rounding_can_hide_in_factors_that_cancel_is_counted(
+    dtype: torch.dtype, large: float, scale: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The residual of v + B − B, computed as it was made, is zero whatever became of v."""
+    if not compiled:
+        monkeypatch.setattr(KernelBlocks, "of", lambda blocks: None)
+    D = torch.rand(2, 1, 64, generator=torch.Generator().manual_seed(0), dtype=dtype).expand(2, 16, 64).contiguous()
+    method = Cancelling(eps=1e-3)
+    method.large, method.scale = large, scale
+    factors = method.compress(D)
+    assert Origin.OWN not in factors.origin.tolist()
+    assert (relative_errors(D, factors) <= 1e-3).all()
+    proposed = stored(
+        lrbench.DenseBlocks(D), method.factorize(lrbench.DenseBlocks(D)), torch.zeros(2, dtype=torch.int64)
+    )
+    true = []
+    for b in range(2):
+        (u, other), (v, w) = proposed.U[2 * b : 2 * b + 2, 0].tolist(), proposed.V[2 * b : 2 * b + 2].tolist()
+        asked = [Fraction(x) for x in D[b, 0].tolist()]
+        found = [Fraction(u) * Fraction(x) + Fraction(other) * Fraction(y) for x, y in zip(v, w, strict=True)]
+        squares = sum((x - y) ** 2 for x, y in zip(asked, found, strict=True)), sum(x**2 for x in asked)
+        true.append(float(squares[0] / squares[1]) ** 0.5)
+    assert min(true) > 1e-3
+    norms = residual_norms(lrbench.DenseBlocks(D), proposed, torch.zeros(2, dtype=torch.int64))
+    assert (norms >= torch.tensor(true) * D.double().norm(dim=(1, 2)) * (1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
+def test_factors_that_do_not_cancel_are_measured_without_an_allowance(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(KernelBlocks, "of", lambda blocks: None)
+    D = torch.eye(20, dtype=torch.float64)[None] * 3
+    exact = LowRank.from_padded(torch.eye(20, dtype=torch.float64)[None], D, torch.tensor([20]))
+    assert residual_norms(lrbench.DenseBlocks(D), exact, torch.zeros(1, dtype=torch.int64)).tolist() == [0.0]
