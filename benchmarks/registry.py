@@ -33,6 +33,7 @@ from lrbench.factors import Origin
 from lrbench.files import write_atomically
 from lrbench.measure.error import violations
 from lrbench.measure.savings import saved_inputs
+from lrbench.report.labels import name_points
 from lrbench.report.style import GRID, INK, MUTED, PAPER, RC, legend, looks, panels, plain_ticks
 
 TOLERANCES = (0.3, 0.1)
@@ -283,8 +284,6 @@ def draw_frontier(table: pd.DataFrame, path: Path) -> None:
             ax.axhline(1, color=INK, linestyle=":", linewidth=0.9)
             ax.set(xscale="log", yscale="log")
             ax.margins(x=0.22, y=0.12)
-            _label(ax, best, right=True)
-            _label(ax, frontier(rows[rows["guarantee"] != "block"]), right=False)
             plain_ticks(ax.xaxis, log=True)
             plain_ticks(ax.yaxis, log=True)
             ax.set_xlabel("bytes / the input's" if shape == list(TITLES)[-1] else "")
@@ -300,16 +299,20 @@ def draw_frontier(table: pd.DataFrame, path: Path) -> None:
             Line2D([], [], color=INK, linestyle=":", linewidth=0.9, label="as long as F.unfold"),
         ]
         legend(fig, handles, 3)
+        for ax, (shape, eps) in zip(axes, cells, strict=True):
+            rows = table[(table["shape"] == shape) & (table["eps"] == eps)]
+            _name(ax, rows.assign(size=rows["bytes"] / rows["input_bytes"]))
         fig.savefig(path)
 
 
-def _label(ax: Any, rows: pd.DataFrame, right: bool) -> None:
-    """Name points at one side of theirs: those of the certified frontier on the right, of the others on the left."""
-    for row in rows.to_dict("records"):
-        ax.annotate(
-            row["compressor"], (row["size"], row["time"]), (5 if right else -5, 0), textcoords="offset points",
-            ha="left" if right else "right", va="center", fontsize=6.5, color=INK, zorder=4,
-        )  # fmt: skip
+def _name(ax: Any, rows: pd.DataFrame) -> None:
+    """Name the points of both frontiers: of the certified, and of the others."""
+    certified = rows["guarantee"] == "block"
+    line = list(frontier(rows[certified])[["size", "time"]].itertuples(index=False, name=None))
+    named = pd.concat([frontier(rows[certified]), frontier(rows[~certified])])
+    places = ["size", "time", "compressor"]
+    marks = rows.drop(named.index)[["size", "time"]].itertuples(index=False, name=None)
+    name_points(ax, list(named[places].itertuples(index=False, name=None)), list(marks), line=line)
 
 
 def draw_gap(table: pd.DataFrame, path: Path) -> None:

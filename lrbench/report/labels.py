@@ -71,9 +71,12 @@ def name_points(
         ends = place([(x, low), (x, high)])
         taken.append(np.concatenate([ends[0] - 1, ends[1] + 1]))
     if len(line) > 1:
-        corners = place(line)
-        for start, end in pairwise(corners):
-            taken.append(np.concatenate([np.minimum(start, end) - 1, np.maximum(start, end) + 1]))
+        for start, end in pairwise(place(line)):
+            # In short pieces: the box around a long slant is mostly empty.
+            pieces = 1 + int(np.abs(end - start).max() // MARK)
+            steps = start + np.linspace(0, 1, pieces + 1)[:, None] * (end - start)
+            for one, other in pairwise(steps):
+                taken.append(np.concatenate([np.minimum(one, other) - 1, np.maximum(one, other) + 1]))
     for spot, size, note in zip(spots, sizes, notes, strict=True):
         centres = np.concatenate([_DIRECTIONS * (MARK + gap + size / 2) for gap in GAPS])
         boxes = np.concatenate([spot + centres - size / 2, spot + centres + size / 2], axis=1)
