@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.loops import compiled, dot, exact, inner, inner_symmetric, subtract
+from lrbench.kernels.loops import combine, compiled, dot, exact, inner, inner_symmetric, subtract
 
 __all__ = ["ANY", "FAILED", "lanczos_scratch", "leading_eigenvectors"]
 
@@ -163,13 +163,7 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
             Q[j, i] = w[i] / b
     if not _tridiagonal_vectors(alpha, beta, j, theta[:r], Z, vectors[6:]):
         return FAILED
-    for k in range(r):
-        z, out = Z[k], G[k]
-        for i in range(j):
-            z[i] = -z[i]
-        for i in range(n):
-            out[i] = 0.0
-        subtract(Q, j, z, out)
+    combine(Z, r, Q, j, G)
     return r
 
 

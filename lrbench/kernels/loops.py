@@ -16,11 +16,12 @@ from typing import Any
 import numba
 import torch
 
-from lrbench.kernels.lanes import broadcast, fma, load, prefetch, store, summed, zeros
+from lrbench.kernels.lanes import broadcast, fma, load, prefetch, store, summed, width, zeros
 
 __all__ = [
     "accumulate",
     "ask_for",
+    "combine",
     "compiled",
     "correlate",
     "digest",
@@ -223,6 +224,43 @@ def inner_symmetric(G: Any, x: Any, out: Any) -> None:  # pragma: no cover (comp
         for t in range(i):
             out[t] += own * row[t]
         out[i] = total
+
+
+@compiled
+def combine(coefficients: Any, count: int, rows: Any, used: int, out: Any) -> None:  # pragma: no cover (compiled)
+    """``out[i]`` = Σ_j coefficients[i, j] rows_j over the first ``used`` rows, for the first ``count`` of ``out``.
+
+    Two vectors of four rows of ``out`` stay in registers until all is summed up; what the last tile shares with the one
+    before is written twice, with the same numbers.
+    """
+    n, w = rows.shape[1], width(rows)
+    if n < 2 * w:  # there is no tile so narrow
+        for i in range(count):
+            for t in range(n):
+                out[i, t] = 0.0
+                for j in range(used):
+                    out[i, t] += coefficients[i, j] * rows[j, t]
+        return
+    for i in range(0, count, 4):
+        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
+        for start in range(0, n, 2 * w):
+            t = min(start, n - 2 * w)
+            x0, x1, x2, x3 = zeros(rows), zeros(rows), zeros(rows), zeros(rows)
+            y0, y1, y2, y3 = zeros(rows), zeros(rows), zeros(rows), zeros(rows)
+            for j in range(used):
+                u, v = load(rows, (j, t)), load(rows, (j, t + w))
+                c0, c1 = broadcast(coefficients, (i, j)), broadcast(coefficients, (i1, j))
+                c2, c3 = broadcast(coefficients, (i2, j)), broadcast(coefficients, (i3, j))
+                x0, x1, x2, x3 = fma(x0, c0, u), fma(x1, c1, u), fma(x2, c2, u), fma(x3, c3, u)
+                y0, y1, y2, y3 = fma(y0, c0, v), fma(y1, c1, v), fma(y2, c2, v), fma(y3, c3, v)
+            store(out, (i, t), x0)
+            store(out, (i1, t), x1)
+            store(out, (i2, t), x2)
+            store(out, (i3, t), x3)
+            store(out, (i, t + w), y0)
+            store(out, (i1, t + w), y1)
+            store(out, (i2, t + w), y2)
+            store(out, (i3, t + w), y3)
 
 
 @compiled

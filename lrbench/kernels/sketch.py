@@ -7,7 +7,7 @@ import numpy as np
 from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
 from lrbench.kernels.lanczos import ANY, lanczos_scratch, leading_eigenvectors
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import accumulate, compiled, correlate, dot, inner, inner_symmetric, subtract
+from lrbench.kernels.loops import accumulate, combine, compiled, correlate, dot, inner, inner_symmetric, subtract
 
 __all__ = [
     "append",
@@ -172,12 +172,7 @@ def truncate(
     r = leading_eigenvectors(T, np.sqrt(min(1.0, allowed / held)), ANY, space)
     if r < 0:
         return TOO_NARROW
-    for i in range(r):
-        for t in range(n):
-            basis[i, t] = 0.0
-        for j in range(size):
-            T[i, j] = -T[i, j]
-        subtract(Q, size, T[i], basis[i])
+    combine(T, r, Q, size, basis)
     return r
 
 

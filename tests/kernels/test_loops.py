@@ -38,6 +38,18 @@ def test_products_are_right_whatever_is_left_over(count: int, length: int) -> No
     np.testing.assert_allclose(rest, w - c @ rows, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 64, 77])
+@pytest.mark.parametrize("count", range(7))
+def test_rows_are_combined_whatever_is_left_over(count: int, n: int) -> None:
+    g = np.random.default_rng(0)
+    for used in (0, 1, 5):
+        C, rows = g.standard_normal((8, 6)), g.standard_normal((6, n))
+        out = np.full((8, n), np.nan)
+        loops.combine(C, count, rows, used, out)
+        np.testing.assert_allclose(out[:count], C[:count, :used] @ rows[:used], atol=1e-13)
+        assert np.isnan(out[count:]).all()
+
+
 @pytest.mark.parametrize("n", [*range(14), 27, 64, 77])
 def test_a_symmetric_matrix_is_read_on_and_below_its_diagonal(n: int) -> None:
     g = np.random.default_rng(n)
