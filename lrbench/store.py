@@ -166,7 +166,7 @@ def read_folder(folder: Path) -> Contents:
         for path in sorted((folder / "runs").glob("*.json")):
             try:
                 record = _read_run(path)
-            except FileNotFoundError:  # a command with --force has just removed it
+            except FileNotFoundError:  # a damaged one has just been set aside
                 continue
             except DamagedFileError as error:
                 contents.damaged[path] = str(error)

@@ -82,10 +82,11 @@ def test_a_larger_grid_does_only_what_is_missing_and_force_does_all(finished, tm
     assert results(grown).items() >= results(finished).items()
 
 
-def test_force_that_is_interrupted_is_completed_without_it(tmp_path, monkeypatch, finished, capsys):
+def test_force_that_is_interrupted_loses_no_run(tmp_path, monkeypatch, finished, capsys):
     (tmp_path / "runs").mkdir()
     for path in (finished / "runs").iterdir():
         (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     done = 0
 
     def interrupted(folder, record):
@@ -97,11 +98,13 @@ def test_force_that_is_interrupted_is_completed_without_it(tmp_path, monkeypatch
 
     monkeypatch.setattr(ablate, "write_run", interrupted)
     assert run(tmp_path, "--force") == 130
-    assert "without --force" in capsys.readouterr().err
-    assert len(read_runs(tmp_path)) == 1
+    assert "done again from the first" in capsys.readouterr().err
+    assert results(tmp_path) == results(finished)
+    assert sum(path.stat().st_mtime_ns != before[path] for path in before) == 1
     monkeypatch.undo()
     assert run(tmp_path) == 0
-    assert results(tmp_path) == results(finished)
+    assert "3 of 3 runs are done already" in capsys.readouterr().out
+    assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 def test_what_was_not_measured_is_said_when_it_is_asked_for_later(finished, capsys):
