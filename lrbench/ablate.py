@@ -103,6 +103,8 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
     from lrbench.running.machine import Machine
 
     try:
+        if options.dataset == "photos" and options.data_dir is not None:
+            raise ValueError(f"--data-dir is {options.data_dir}, but photos need no folder: add --dataset cifar10")
         data = load_dataset(options.dataset, options.data_dir)
         planned = {name: Policy.from_table(table) for name, table in options.planned.items()}
         policies = {**planned, **load_policies(options.policies)}

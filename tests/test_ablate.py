@@ -213,6 +213,8 @@ def test_an_interrupted_grid_is_completed_by_the_same_command(finished, tmp_path
         (["--run-timeout", "5"], "--jobs of at least 1"),
         (["--device", "nowhere"], "--device is nowhere"),
         (["--dataset", "cifar10", "--data-dir", "/nonexistent"], "/nonexistent"),
+        (["--data-dir", "/nonexistent"], "add --dataset cifar10"),
+        (["--data-dir", "/nonexistent", "--dry-run"], "add --dataset cifar10"),
         (["--policies", "/nonexistent/tuned.toml"], "the policy /nonexistent/tuned.toml cannot be read"),
         (["--compressors", "--masks", "100000"], "no run is left"),
     ],
@@ -240,6 +242,12 @@ def test_presets_are_defaults_that_options_override():
     assert cifar10.grids[0]["masks"] == ["000000", "100000", "101010"]
     assert cifar10.grids[0]["eps"] == [0.3]
     assert ablate._options(["--preset", "cifar10"]).epochs == 20
+
+
+def test_a_preset_that_names_its_data_takes_a_folder_for_them(tmp_path, capsys):
+    arguments = ["--preset", "paper", "--data-dir", str(tmp_path), "--dry-run"]
+    assert ablate.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert f"--data-dir names {tmp_path}, but it holds no" in capsys.readouterr().err
 
 
 def test_an_option_holds_for_every_grid_of_a_preset():
