@@ -93,8 +93,9 @@ def expand(
     ValueError, LookupError
         If a name, mask, eps, path, seed or policy is none, or nothing is left to run, before anything runs.
     """
-    for asked, eps in itertools.product(grid.compressors, grid.eps):
-        get_compressor(asked, eps=eps)
+    for asked in grid.compressors:
+        for options in [{"eps": eps} for eps in grid.eps] if compressor_class(asked).uses_eps else [{}]:
+            get_compressor(asked, **options)
     names = [compressor_class(asked).name for asked in grid.compressors]  # of a file's class, what the file was, too
     unknown = set(grid.path) - set(PATHS)
     if unknown:
@@ -104,6 +105,8 @@ def expand(
             raise ValueError(f"seed is {seed}: use an integer of 64 bits, up to {2**63 - 1}")
     model = build_on_meta(base.model, base.widths, classes)
     layers, sizes = convolutions(model), _input_sizes(model, base.model, image_shape, classes)
+    if not layers:
+        raise ValueError(f"{base.model} has no Conv2d, and only these are compressed: name a model that has one")
     count = len(layers)
     asked_masks = ["0" * count, "1".ljust(count, "0"), ("10" * count)[:count]] if grid.masks is None else grid.masks
     masks = list(dict.fromkeys(_bits(model, mask if mask.isdigit() else mask.split(",")) for mask in asked_masks))

@@ -39,6 +39,21 @@ def test_a_compressor_without_tolerance_runs_once_for_all_eps_and_says_why():
     assert reasons == ["none has no tolerance: it runs once for all eps"]
 
 
+def test_a_compressor_without_tolerance_need_not_take_one(tmp_path):
+    file = tmp_path / "ranked.py"
+    file.write_text(
+        "import lrbench\n"
+        "class Ranked(lrbench.Compressor):\n"
+        "    uses_eps = False\n"
+        "    def __init__(self, rank=2):\n"
+        "        super().__init__()\n"
+        "        self.rank = rank\n"
+    )
+    ((_, name, eps, _, _),), _ = cells(Grid([f"{file}:Ranked"], ["100000"], [0.1], ["both"], [0]))
+    assert name.startswith("Ranked@")
+    assert eps is None
+
+
 def test_masks_may_name_layers_and_the_same_mask_is_one():
     runs, _ = cells(Grid(["svd"], ["conv1,conv3", "101000", "conv[56]"], [0.1], ["both"], [0]))
     assert [run[0] for run in runs] == ["101000", "000011"]
@@ -59,6 +74,16 @@ def test_a_grid_that_asks_for_what_there_is_not_is_refused(change, error, messag
     good = {"compressors": ["svd"], "masks": ["100000"], "eps": [0.1], "path": ["both"], "seeds": [0]}
     with pytest.raises(error, match=message):
         expand(Grid(**(good | change)), config(), classes=10)
+
+
+def test_a_model_without_a_convolution_is_refused_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "flat_models.py").write_text(
+        "from torch import nn\ndef flat(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    base = config(model="flat_models:flat", widths=())
+    with pytest.raises(ValueError, match=r"^flat_models:flat has no Conv2d, .* name a model that has one$"):
+        expand(Grid(["svd"], None, [0.1], ["both"], [0]), base, classes=10)
 
 
 def test_cells_that_a_compressor_speaks_against_are_left_out_with_its_reason() -> None:
