@@ -16,6 +16,17 @@ __all__ = ["AXES", "PlannedComparison", "Preset", "list_presets", "load_preset"]
 AXES = ("compressors", "masks", "eps", "path")
 """What a grid varies."""
 
+_SIZES = ("train_size", "test_size")
+_SETTINGS = ("dataset", *_SIZES, "model", "widths", "epochs", "batch_size", "learning_rate", "processes")
+_UNSAID: Mapping[str, Any] = {
+    "train_size": 50_000,
+    "test_size": 10_000,
+    "model": "paper",
+    "learning_rate": 1e-3,
+    "processes": 1,
+}
+"""What holds where a preset does not say it, all images among them: these are of CIFAR-10."""
+
 
 @dataclass(frozen=True)
 class PlannedComparison:
@@ -56,6 +67,20 @@ class Preset:
     grids: Sequence[Mapping[str, Sequence[Any]]] = field(default=({},))
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparisons: Sequence[PlannedComparison] = ()
+
+    def changed(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the settings of a run, in words, that are not the preset's: then it is another experiment's.
+
+        What the grids vary does not count: of these cells some may run and some not. Nor do threads and devices, which
+        what a preset asks does not depend on.
+        """
+        said = {**_UNSAID, **self.options}
+        if config.get("dataset") != said["dataset"]:  # how many images are all of them, is not known then
+            said = {name: value for name, value in said.items() if name in self.options or name not in _SIZES}
+        if config.get("model") != said["model"]:  # which has widths of its own
+            said = {name: value for name, value in said.items() if name != "widths"}
+        names = (name for name in _SETTINGS if name in said and config.get(name, said[name]) != said[name])
+        return tuple(name.replace("_", " ") for name in names)
 
 
 def list_presets() -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lrbench.presets import list_presets, load_preset
+from lrbench.report.contrasts import presets_of
 from lrbench.report.figures import Picture
 from lrbench.report.learning_listings import (
     list_accuracy,
@@ -148,10 +148,13 @@ def _subtitle(records: Sequence[Record]) -> str:
 
 def _notices(studies: Sequence[Study], records: Sequence[Record], contents: Contents) -> list[str]:
     notices = []
-    presets = dict.fromkeys((record.get("environment") or {}).get("preset") for record in records)
-    for preset in (load_preset(name) for name in presets if name in list_presets()):
-        title = preset.title if preset.title.endswith("?") else f"{preset.title}."
-        notices.append(f"{title} {' '.join(preset.question.split())}")
+    for preset, changed in (each for study in studies for each in presets_of(study)):
+        if changed:
+            settings = f"other settings than the preset's: {join(changed)}"
+            notices.append(f"The runs of the preset {preset.name} were made with {settings}.")
+        else:
+            title = preset.title if preset.title.endswith("?") else f"{preset.title}."
+            notices.append(f"{title} {' '.join(preset.question.split())}")
     if "photos" in _values(records, "dataset"):
         notices.append(PHOTOS)
     sources = {str((record.get("data") or {}).get("source")) for record in records}
@@ -179,7 +182,7 @@ def _notices(studies: Sequence[Study], records: Sequence[Record], contents: Cont
         notices.append("Some runs come from a working tree with uncommitted changes.")
     if len({(environment.get("processor"), environment.get("device")) for environment in environments}) > 1:
         notices.append("The runs come from several machines; their times and peaks do not compare.")
-    return notices
+    return list(dict.fromkeys(notices))
 
 
 def _values(records: Sequence[Record], key: str) -> list[str]:

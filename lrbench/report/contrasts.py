@@ -19,7 +19,7 @@ from lrbench.report.tables import Study
 from lrbench.report.wording import join, plural
 from lrbench.store import Record
 
-__all__ = ["Contrast", "compare_cells", "holm", "judge_contrast", "two_way_interval"]
+__all__ = ["Contrast", "compare_cells", "holm", "judge_contrast", "presets_of", "two_way_interval"]
 
 RESAMPLES = 4000
 
@@ -47,6 +47,8 @@ class Contrast:
         Of the paired t test, adjusted for all comparisons of the preset (Holm 1979), those that wait for runs included.
     among : int
         How many these are.
+    changed : tuple of str
+        Settings in which the runs differ from the preset's: then it is not what was written down.
     missing : tuple of int
         Seeds that the preset plans, and that have not both runs.
     odd : str
@@ -66,21 +68,31 @@ class Contrast:
     images: tuple[float, float] | None
     p: float | None
     among: int
+    changed: tuple[str, ...]
     missing: tuple[int, ...]
     odd: str
     gap: str
 
 
+def presets_of(study: Study) -> list[tuple[Preset, tuple[str, ...]]]:
+    """The presets that a study's runs are of, each with the settings in which they differ from it."""
+    named = dict.fromkeys(str((record.get("environment") or {}).get("preset")) for record in study.records)
+    presets = [load_preset(name) for name in named if name in list_presets()]
+    return [(preset, preset.changed(study.records[0]["config"])) for preset in presets]
+
+
 @lru_cache(maxsize=1)
 def compare_cells(study: Study) -> list[Contrast]:
-    """Make every comparison that the presets of a study's runs wrote down; those without runs are left empty."""
-    named = dict.fromkeys(str((record.get("environment") or {}).get("preset")) for record in study.records)
+    """Make every comparison that the presets of a study's runs wrote down; those without runs are left empty.
+
+    Runs of other settings than their preset's were not planned by it: of its comparisons only those are made then whose
+    cells were run.
+    """
     contrasts: list[Contrast] = []
-    for name in named:
-        if name not in list_presets():
-            continue
-        preset = load_preset(name)
-        found = [_contrast(study, preset, comparison) for comparison in preset.comparisons]
+    for preset, changed in presets_of(study):
+        if changed:
+            preset = replace(preset, comparisons=_run(study, preset), options={**preset.options, "seeds": ()})
+        found = [_contrast(study, preset, comparison, changed) for comparison in preset.comparisons]
         adjusted = holm([_p_value(list(contrast.differences.values())) for contrast in found])
         contrasts += [replace(contrast, p=p) for contrast, p in zip(found, adjusted, strict=True)]
     return contrasts
@@ -167,7 +179,14 @@ class _Side(NamedTuple):
     seen: frozenset[int]
 
 
-def _contrast(study: Study, preset: Preset, comparison: PlannedComparison) -> Contrast:
+def _run(study: Study, preset: Preset) -> list[PlannedComparison]:
+    """The comparisons of a preset of whose cells both were run."""
+    common = _common(preset)
+    cells = [(comparison, (comparison.cell, comparison.against)) for comparison in preset.comparisons]
+    return [comparison for comparison, both in cells if all(_side(study, dict(each), common).seen for each in both)]
+
+
+def _contrast(study: Study, preset: Preset, comparison: PlannedComparison, changed: tuple[str, ...]) -> Contrast:
     common = _common(preset)
     cell, against = (_side(study, dict(each), common) for each in (comparison.cell, comparison.against))
     seeds = sorted(set(cell.runs) & set(against.runs))
@@ -188,6 +207,7 @@ def _contrast(study: Study, preset: Preset, comparison: PlannedComparison) -> Co
         images=two_way_interval(np.stack(complete)) if alike else None,
         p=None,
         among=len(preset.comparisons),
+        changed=changed,
         missing=tuple(seed for seed in preset.options.get("seeds", ()) if seed not in cell.seen & against.seen),
         odd=join([each.odd for each in (cell, against) if each.odd]),
         gap="" if seeds else cell.gap or against.gap or "not compared: no seed has both runs",

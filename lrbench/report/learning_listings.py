@@ -91,7 +91,10 @@ def list_contrasts(study: Study) -> Listing:
 def _when_written(study: Study) -> list[str]:
     """When each preset wrote its comparisons down, and which of the seeds that it plans are not there."""
     sentences, contrasts = [], compare_cells(study)
-    for name in dict.fromkeys(contrast.preset for contrast in contrasts):
+    for name, changed in dict.fromkeys((contrast.preset, contrast.changed) for contrast in contrasts):
+        if changed:
+            sentences.append(f"Those of preset {name}, run with other settings than the preset's: {join(changed)}.")
+            continue
         written = load_preset(name).written
         told = f"{written}, so what they find is exploratory" if written else "before the runs"
         sentences.append(f"Those of preset {name} were written down {told}.")

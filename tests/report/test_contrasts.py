@@ -13,6 +13,8 @@ from lrbench.report.verdicts import judge
 from lrbench.store import run_id
 
 LABELS = "0123456789" * 50
+SETTING = {"train_size": 50_000, "test_size": 10_000, "widths": [16, 32, 64], "epochs": 8}
+"""The presets' of the paper."""
 
 
 def answers(accuracy, seed):
@@ -27,7 +29,7 @@ def answers(accuracy, seed):
 def record(mask, compressor, seed, accuracy, preset="paper"):
     predictions = answers(accuracy, seed)
     final = {"loss": 1.4, "accuracy": accuracy, "predictions": predictions}
-    made = make_record(mask, compressor, seed, accuracy)
+    made = make_record(mask, compressor, seed, accuracy, config=SETTING)
     environment = {**made["environment"], "preset": preset}
     return made | {"final": {"as_trained": final, "exact": final, "labels": LABELS}, "environment": environment}
 
@@ -105,7 +107,7 @@ def test_seeds_that_failed_are_named_and_not_called_to_come():
     records = some()
     for k, made in enumerate(records):
         if made["config"]["compressor"] == "svd" and made["config"]["seed"] == 1:
-            failure = make_failure(mask="101010", compressor="svd", seed=1)
+            failure = make_failure(mask="101010", compressor="svd", seed=1, config=SETTING)
             records[k] = failure | {"environment": made["environment"], "outcome": None, "final": None}
     contrast = contrasts(records)["every other layer, its tolerance kept"]
     assert judge_contrast(contrast) == "101010 svd failed on seed 1"
@@ -118,7 +120,7 @@ def test_runs_of_another_eps_or_path_than_the_presets_are_no_part_of_its_compari
         {**record("101010", "svd", seed, 0.1), "config": config}
         for seed in (0, 1, 2)
         for change in ({"eps": 0.3}, {"path": "backward"})
-        for config in [make_record("101010", "svd", seed, config=change)["config"]]
+        for config in [make_record("101010", "svd", seed, config=SETTING | change)["config"]]
     ]
     other = [made | {"id": run_id(made["config"])} for made in other]
     alone, together = (contrasts(runs)["every other layer, its tolerance kept"] for runs in (some(), some() + other))
@@ -135,6 +137,23 @@ def test_the_table_says_when_comparisons_were_written_and_what_is_still_to_come(
         [made | {"environment": made["environment"] | {"preset": "paper-ranks"}} for made in some()]
     )
     assert "after seeds 0 and 1 of the preset paper, so what they find is exploratory" in list_contrasts(study).note
+
+
+def test_runs_of_other_settings_than_the_presets_are_not_said_to_be_what_was_written_down():
+    records = []
+    for made in some():
+        config = made["config"] | {"widths": [4, 4, 4], "train_size": 40}
+        records.append(made | {"config": config, "id": run_id(config)})
+    found = contrasts(records)
+    assert list(found) == ["the paper's every other layer", "every other layer, its tolerance kept"]
+    contrast = found["the paper's every other layer"]
+    assert contrast.missing == ()
+    assert contrast.p == pytest.approx(2 * stats.ttest_1samp([-10.0, -8.0, -9.0], 0).pvalue)
+    (study,) = make_studies(records)
+    note = list_contrasts(study).note
+    assert note.startswith("Those of preset paper, run with other settings than the preset's: train size and widths. ")
+    assert "written down" not in note
+    assert "Planned" not in note
 
 
 def test_the_compared_cells_are_listed_with_their_ranks_and_errors():

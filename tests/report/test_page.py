@@ -329,6 +329,18 @@ def test_policies_are_reported_beside_compressors(report_of: Callable[..., str],
 
 @pytest.mark.parametrize(("preset", "notice"), [("frontier", "Does it pay? Which method"), ("path", "acts. Does an")])
 def test_the_question_of_a_preset_is_at_the_top(report_of: Callable[..., str], preset: str, notice: str) -> None:
-    record = make_record()
+    sizes = {"train_size": 10_000, "test_size": 10_000, "widths": [16, 32, 64], "epochs": 8}
+    record = make_record(config=sizes)
     record["environment"]["preset"] = preset
     assert notice in " ".join(report_of(record).split())
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_question_of_a_preset_is_not_that_of_runs_with_other_settings(report_of: Callable[..., str]) -> None:
+    record = make_record(config={"dataset": "photos", "widths": [16, 32, 64], "epochs": 1, "train_size": 10_000})
+    record["environment"]["preset"] = "path"
+    html = report_of(record)
+    said = "The runs of the preset path were made with other settings than the preset"
+    assert said in html
+    assert "dataset and epochs." in html
+    assert "harmless" not in html
