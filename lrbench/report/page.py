@@ -83,6 +83,8 @@ def _lines(report: Report) -> Iterator[str]:
                 yield from (*(f"- {_escape(verdict.text)}" for verdict in section.verdicts), "")
             for picture in section.pictures:
                 yield from (_picture(picture, chapter.suffix), "")
+                if picture.caption:
+                    yield from (_escape(picture.caption), "")
             for listing in section.listings:
                 yield from _table(listing)
         yield from ("### Runs", "", *_table(chapter.runs))

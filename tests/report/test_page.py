@@ -17,7 +17,7 @@ import lrbench.report
 from lrbench.report import NoRunsError, write_report
 from lrbench.report.__main__ import main
 from lrbench.report.block_figures import draw_cuts
-from lrbench.report.figures import NAMES
+from lrbench.report.figures import NAMES, Picture
 from lrbench.report.listings import list_bytes, list_held
 from lrbench.report.tables import make_studies
 from lrbench.store import Record, prepare_folder
@@ -239,6 +239,16 @@ def test_the_command_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_report_never_imports_torch() -> None:
     for path in Path(lrbench.report.__file__).parent.glob("*.py"):
         assert not re.search(r"^\s*(?:import|from) torch", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_both_documents_say_what_a_figure_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Only the first 9 of 31 panels are drawn; the tables hold all."
+    drawn = {name: Picture(name, name, f"Words of {name}. {said}", "<svg></svg>", None) for name in NAMES}
+    monkeypatch.setattr("lrbench.report.figures.draw_figures", lambda *_: drawn)
+    html = write_report(write_folder(tmp_path, [make_record("000000"), make_record()])).read_text(encoding="utf-8")
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert f"![ranks](figures/ranks.png)\n\nWords of ranks. {said}\n" in summary
+    assert html.count(said) == summary.count(said)
 
 
 def test_realistic_records_have_their_ids() -> None:
