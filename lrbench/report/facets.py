@@ -26,6 +26,7 @@ __all__ = [
     "bounded",
     "by_layer",
     "by_name",
+    "cell_name",
     "conditions",
     "part",
     "part_cells",
@@ -150,6 +151,11 @@ def style_of(study: Study) -> dict[str, Look]:
 def legend_name(name: str) -> str:
     """Name a compressor in a figure."""
     return "none (im2col)" if name == "none" else plain_text(name, 22)
+
+
+def cell_name(cell: Cell) -> str:
+    """Name a cell by what varies in the study, its own name shortened where it is long, and no other part."""
+    return legend_name(cell.name) + cell.label.removeprefix(cell.name)
 
 
 @lru_cache(maxsize=64)

@@ -7,16 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from lrbench.report.entries import Comparison, Gradients
-from lrbench.report.facets import Drawing, NothingToDraw, by_layer, legend_name, style_of, why
+from lrbench.report.facets import Drawing, NothingToDraw, by_layer, cell_name, legend_name, style_of, why
 from lrbench.report.labels import name_points
 from lrbench.report.style import INK, MUTED, PAPER, Look, legend, panels, plain_ticks
 from lrbench.report.summaries import compare_accuracy, measure_gradients
-from lrbench.report.tables import Study
+from lrbench.report.tables import BY_POLICY, Study
 
 __all__ = ["draw_chain"]
 
 NAMED = 60
-"""Cells up to which each has its mask beside it."""
+"""Cells up to which each has its mask beside it, or its name where all have one mask."""
 
 
 def draw_chain(study: Study) -> Drawing:
@@ -51,8 +51,10 @@ def draw_chain(study: Study) -> Drawing:
     legend(fig, handles)
     named = ""
     if len(cells) <= NAMED:
-        named = ", with the cell's mask"
-        name_points(right, [(x, float(c.mean or 0), c.cell.mask) for x, c in costs], bars=bars)
+        one = len({entry.cell.mask for entry in cells if entry.cell.condition != BY_POLICY}) < 2
+        named = f", with the cell's {'name' if one else 'mask'}"
+        words = [(x, float(c.mean or 0), cell_name(c.cell) if one else c.cell.mask) for x, c in costs]
+        name_points(right, words, bars=bars)
     return fig, (
         "Left: the mean relative error of a layer's blocks, and that of the gradient of its weight, a point for each "
         "run and compressed layer. Right: the largest such error among all weights of a cell, mean over seeds, and "

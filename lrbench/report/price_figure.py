@@ -3,7 +3,7 @@
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lrbench.report.facets import Drawing, NothingToDraw, legend_name
+from lrbench.report.facets import Drawing, NothingToDraw, cell_name
 from lrbench.report.labels import name_points
 from lrbench.report.prices import KINDS, Price, plain_stands, price_cells, priced_by, unbeaten
 from lrbench.report.style import INK, MUTED, PAPER, legend, looks, panels, plain_ticks
@@ -77,7 +77,6 @@ def draw_prices(study: Study) -> Drawing:
 
 
 def _name(price: Price, with_mask: bool) -> str:
-    """Name a cell: by what varies in the study, its own name shortened where it is long, and no other part."""
     cell = price.comparison.cell
-    label = legend_name(cell.name) + cell.label.removeprefix(cell.name)
+    label = cell_name(cell)
     return f"{label}, {plain_text(cell.mask, 12)}" if with_mask and cell.condition != BY_POLICY else label

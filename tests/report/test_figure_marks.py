@@ -31,6 +31,14 @@ def test_two_intervals_have_the_two_colours_of_their_compressors():
     assert len({tuple(colour[:3]) for colour in bars.get_colors()}) == 2
 
 
+def test_no_two_names_of_a_figure_look_alike():
+    names = ["none", "svd", "rsvd", "aca", "aca-estimate", *(f"name{k:02}" for k in range(35))]
+    found = looks(names)
+    assert len({(look.colour, look.marker) for look in found.values()}) == len(names)
+    assert len({(look.colour, str(look.line)) for look in found.values()}) == len(names)
+    assert all(found[name] == looks([])[name] for name in names[:5])
+
+
 def test_layers_that_are_mostly_stored_are_outlined():
     records = some()
     for record in records:

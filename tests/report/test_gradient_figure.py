@@ -1,6 +1,6 @@
 import pytest
 from matplotlib.axes import Axes
-from report_records import make_record
+from report_records import make_policy_record, make_record
 
 from lrbench.report.facets import NothingToDraw
 from lrbench.report.gradient_figure import draw_chain
@@ -21,9 +21,21 @@ def test_a_cell_stands_at_the_largest_error_of_its_gradients_and_the_accuracy_th
     weak["gradients"] = [row | {"error": 0.2 + 0.1 * k} for k, row in enumerate(weak["gradients"])]
     left, right = chain(weak)
     assert points(right) == [(pytest.approx(0.4), pytest.approx(-6.0))]
-    assert [label.get_text() for label in right.texts] == ["101010"]
     (cloud,) = [line for line in left.lines if line.get_linestyle() == "None"]
     assert list(cloud.get_ydata()) == pytest.approx([0.2, 0.3, 0.4])
+
+
+def named(*records):
+    _, right = chain(*records)
+    return [label.get_text() for label in right.texts]
+
+
+def test_a_cell_is_named_by_its_mask_or_where_all_have_one_by_what_compresses():
+    one = [make_record("101010", "svd"), make_record("101010", "aca-estimate")]
+    assert named(*one) == ["svd", "aca-estimate"]
+    tuned = make_policy_record("tuned", {"features.4": {"compressor": "svd", "eps": 0.3, "path": "backward"}})
+    assert sorted(named(*one, tuned)) == ["aca-estimate", "svd", "tuned"]
+    assert sorted(named(*one, make_record("100000", "svd"))) == ["100000", "101010", "101010"]
 
 
 def test_what_approximates_nothing_is_left_out():
