@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lrbench.report.contrasts import Contrast, compare_cells, judge_contrast
+from lrbench.report.contrasts import Contrast, are_equal, compare_cells, judge_contrast
 from lrbench.report.entries import Comparison, Held, Kept, Peak, Size, Timing
 from lrbench.report.summaries import (
     LEVEL,
@@ -175,7 +175,7 @@ def judge_accuracy(comparison: Comparison, plain: str) -> Verdict:
             sentences.append(
                 f"{difference}; paired t 90 % interval {interval}, {plural(pairs, 'seed')} ({by_seed}): {outcome}."
             )
-            if comparison.low == comparison.high:
+            if are_equal(comparison.differences.values()):
                 sentences.append(
                     f"The {pairs} differences are equal; so few seeds cannot warrant an interval of no width."
                 )

@@ -197,6 +197,17 @@ def test_one_seed_gives_no_interval_and_no_verdict():
     assert judge_contrast(contrast) == "one seed gives no interval"
 
 
+@pytest.mark.parametrize("lost", [0.1, 0.0])
+def test_equal_differences_are_not_taken_for_certainty(lost):
+    plain = {0: 0.5, 1: 0.52}  # the differences are equal but for rounding
+    records = [record("000000", None, seed, accuracy) for seed, accuracy in plain.items()]
+    records += [record("101010", "aca-estimate", seed, accuracy - lost) for seed, accuracy in plain.items()]
+    contrast = contrasts(records)["the paper's every other layer"]
+    assert contrast.mean == pytest.approx(-100 * lost)
+    assert contrast.p is None
+    assert judge_contrast(contrast) == "2 seeds with equal differences cannot warrant an interval of no width"
+
+
 def test_the_interval_over_images_needs_the_labels_and_both_runs_predictions():
     records = some()
     contrast = contrasts(records)["the paper's every other layer"]

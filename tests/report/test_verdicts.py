@@ -113,6 +113,9 @@ def test_many_intervals_are_said_to_be_each_for_itself() -> None:
 
 def test_equal_differences_are_not_taken_for_certainty() -> None:
     assert "so few seeds cannot warrant an interval of no width" in accuracy([-0.5, -0.5], 0.25).text
+    rounded = [make_record("000000", seed=seed, accuracy=0.5 + 0.02 * seed) for seed in (0, 1)]
+    rounded += [make_record("100000", "svd", seed, 0.4 + 0.02 * seed) for seed in (0, 1)]
+    assert "so few seeds cannot warrant an interval of no width" in verdict("Accuracy", *rounded).text
 
 
 def test_a_diverged_seed_is_named_and_outweighs_the_others() -> None:
