@@ -47,6 +47,16 @@ def test_no_violation_without_a_guarantee_is_not_a_certificate() -> None:
     assert found.tone == "open"
 
 
+def test_a_promise_for_the_batch_is_not_broken_by_a_block() -> None:
+    measured = layer(0, "hosvd", 0.1, guarantee="batch", violations=40, error_max=0.66)
+    found = verdict("Tolerance", make_record(compressor="hosvd", layers=[measured]), subject="hosvd")
+    assert found.outcome == "some blocks above eps, which is promised for the batch alone"
+    assert found.tone == "open"
+    assert found.text.startswith(
+        "hosvd is above eps 0.1 on 40 of 50 blocks (80 %); worst error 0.66, 6.6 times what was"
+    )
+
+
 def test_a_certified_compressor_that_breaks_eps_is_a_defect() -> None:
     found = verdict("Tolerance", make_record(layers=[layer(0, "svd", 0.1, violations=1, error_max=0.10000001)]))
     assert "a defect" in found.outcome
