@@ -1,7 +1,7 @@
 """The ablation: a grid of runs into a results folder, and the report on it.
 
 python -m lrbench.ablate                                    the embedded demonstration, in results/demo
-python -m lrbench.ablate --preset paper --data-dir DIR      the paper's question, five seeds each
+python -m lrbench.ablate --preset paper --data-dir DIR --out my/paper     the paper's question, five seeds each
 python -m lrbench.ablate --dataset cifar10 --compressors svd aca --masks 000000 101010 --seeds 0 1 --out DIR
 python -m lrbench.ablate --compressors --masks 000000 --policies tuned.toml         policies beside the plain model
 
@@ -49,7 +49,7 @@ __all__ = ["main"]
 SAYS = "Run a grid into a results folder; the same command again does what is missing."
 EXAMPLES = """\
 lrbench ablate
-lrbench ablate --preset paper --data-dir DIR --out results/paper
+lrbench ablate --preset paper --data-dir DIR --out my/paper
 lrbench ablate --compressors svd aca --masks 000000 101010 --out DIR
 lrbench ablate --compressors --masks 000000 --policies tuned.toml"""
 OF_ONE_MODEL = ("widths", "masks")
