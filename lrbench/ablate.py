@@ -30,7 +30,9 @@ from lrbench.store import (
     prepare_folder,
     read_runs,
     recover_folder,
+    replaced_path,
     run_id,
+    run_path,
     write_run,
 )
 
@@ -81,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lrbench.ablate: {error}; what is finished is in {options.out}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        again = "the rest are the earlier runs, and by the same command all are done again from the first"
-        goes_on = again if options.force else "the same command goes on from there"
-        print(f"\ninterrupted: what is finished is in {options.out}; {goes_on}", file=sys.stderr)
+        again = "the same command without --force" if options.force else "the same command"
+        print(f"\ninterrupted: what is finished is in {options.out}; {again} goes on from there", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except OSError as error:
         print(f"lrbench.ablate: {error}; what is finished is in {options.out}", file=sys.stderr)
@@ -143,7 +144,9 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
             print(remark, file=sys.stderr)
         for reason in reasons:
             print(reason)
-        failed = _run_all(configs, experiment, options.out, do, options.retry_failed, options.force)
+        if options.force:
+            _begin_anew(configs, experiment, options.out)
+        failed = _run_all(configs, experiment, options.out, do, options.retry_failed)
         for reason in failed:
             print(f"failed: {reason}", file=sys.stderr)
         from lrbench.report import write_report
@@ -186,24 +189,28 @@ def _cluster(options: argparse.Namespace) -> Any:
         raise _BadRequestError(error) from error
 
 
+def _begin_anew(configs: list[Config], experiment: Experiment, folder: Path) -> None:
+    """Make some runs missing, so that they are done again, however often that is interrupted."""
+    for config in configs:
+        name = run_id(config.to_json())
+        path = run_path(folder, name)
+        if path.exists():
+            path.replace(replaced_path(folder, name))
+        experiment.forget(name)
+
+
 def _run_all(
-    configs: list[Config],
-    experiment: Experiment,
-    folder: Path,
-    do: Do,
-    retry_failed: bool = False,
-    force: bool = False,
+    configs: list[Config], experiment: Experiment, folder: Path, do: Do, retry_failed: bool = False
 ) -> list[str]:
     """Do the runs that are missing, and write each as it comes; give the reasons of those that failed, now or before.
 
-    Only this process writes results. A run that failed is not tried again unasked: it may take hours to fail again. By
-    ``force`` all are missing, but what is there of a run stays until the new one takes its place.
+    Only this process writes results. A run that failed is not tried again unasked: it may take hours to fail again.
     """
-    names = {config: run_id(config.to_json()) for config in configs}
-    records = {} if force else {record["id"]: record for record in read_runs(folder)}
+    records = {record["id"]: record for record in read_runs(folder)}
     finished = {name: record for name, record in records.items() if is_finished(record)}
-    for name in names.values() if force else finished:
-        experiment.forget(name)  # left by a command that was killed at its last step, or to be begun anew
+    for name in finished:
+        experiment.forget(name)  # left by a command that was killed at its last step
+    names = {config: run_id(config.to_json()) for config in configs}
     done = [finished[name] for name in names.values() if name in finished]
     settled = finished if retry_failed else records
     left = [c for c, name in names.items() if name in settled and name not in finished]
@@ -415,7 +422,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     cluster.add_argument("--scheduler-file", type=Path, metavar="FILE", help="the same, by Dask's file")
     add("--run-timeout", type=float, metavar="SECONDS", help="end a run that takes longer (no limit)")
     add("--retry-failed", action="store_true", help="try runs again that failed")
-    add("--force", action="store_true", help="do runs that are done again")
+    add("--force", action="store_true", help="do runs again that are done; the old ones are kept until then")
     add("--dry-run", action="store_true", help="list the runs, and which are done")
     add_loudness(parser)
     options = parser.parse_args(arguments)

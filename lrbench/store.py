@@ -151,11 +151,19 @@ def run_path(folder: Path, name: str) -> Path:
     return folder / "runs" / f"{name}.json"
 
 
+def replaced_path(folder: Path, name: str) -> Path:
+    """Where an earlier run of that id is kept, which nothing reads, until another one of the same has finished."""
+    path = run_path(folder, name)
+    return path.with_name(f"{path.name}.replaced")
+
+
 def write_run(folder: Path, record: Record) -> Path:
     """Write one run's record atomically and return its path; NaN and infinity are refused, they are not JSON."""
     path = run_path(folder, record["id"])
     sealed = {"schema": record["schema"], "checksum": checksum(record)} | record
     write_atomically(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
+    if is_finished(record):
+        replaced_path(folder, record["id"]).unlink(missing_ok=True)
     return path
 
 

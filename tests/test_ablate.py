@@ -10,6 +10,7 @@ from runs import photos, signal_when_there
 
 import lrbench.ablate as ablate
 from lrbench.conv import compressed_layers
+from lrbench.experiment import Experiment
 from lrbench.store import read_runs, write_run
 
 SMALL = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
@@ -82,11 +83,12 @@ def test_a_larger_grid_does_only_what_is_missing_and_force_does_all(finished, tm
     assert results(grown).items() >= results(finished).items()
 
 
-def test_force_that_is_interrupted_loses_no_run(tmp_path, monkeypatch, finished, capsys):
-    (tmp_path / "runs").mkdir()
+def test_force_that_is_interrupted_loses_no_run_and_is_gone_on_with(tmp_path, monkeypatch, finished, capsys):
+    runs = tmp_path / "runs"
+    runs.mkdir()
     for path in (finished / "runs").iterdir():
-        (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+        (runs / path.name).write_bytes(path.read_bytes())
+    before = {path.name: path.read_bytes() for path in runs.iterdir()}
     done = 0
 
     def interrupted(folder, record):
@@ -98,13 +100,26 @@ def test_force_that_is_interrupted_loses_no_run(tmp_path, monkeypatch, finished,
 
     monkeypatch.setattr(ablate, "write_run", interrupted)
     assert run(tmp_path, "--force") == 130
-    assert "done again from the first" in capsys.readouterr().err
-    assert results(tmp_path) == results(finished)
-    assert sum(path.stat().st_mtime_ns != before[path] for path in before) == 1
+    assert "the same command without --force goes on from there" in capsys.readouterr().err
+    kept = {path.name.removesuffix(".replaced"): path.read_bytes() for path in runs.glob("*.replaced")}
+    assert len(kept) == 2
+    assert kept.items() <= before.items()
     monkeypatch.undo()
     assert run(tmp_path) == 0
-    assert "3 of 3 runs are done already" in capsys.readouterr().out
+    assert "1 of 3 runs are done already" in capsys.readouterr().out
+    assert results(tmp_path) == results(finished)
+    assert {path.name for path in runs.iterdir()} == set(before)
     assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_an_earlier_run_is_kept_where_the_new_one_fails(tmp_path, monkeypatch, finished):
+    (tmp_path / "runs").mkdir()
+    for path in (finished / "runs").iterdir():
+        (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(Experiment, "_fill", lambda *_, **__: 1 / 0)
+    assert run(tmp_path, "--force") == 1
+    assert {record["status"] for record in read_runs(tmp_path)} == {"failed"}
+    assert len(list((tmp_path / "runs").glob("*.replaced"))) == 3
 
 
 def test_what_was_not_measured_is_said_when_it_is_asked_for_later(finished, capsys):
