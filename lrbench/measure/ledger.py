@@ -73,12 +73,12 @@ class Ledger:
     entries : list of Entry
         The largest first.
     inputs : dict
-        For each convolution, by name: the bytes of its input, and the entry of its storage, which may be larger, if
-        that is alive.
+        For each convolution, by name, and each of its calls: the bytes of its input, and the entry of its storage,
+        which may be larger, if that is alive.
     """
 
     entries: list[Entry]
-    inputs: dict[str, tuple[int, Entry | None]] = field(default_factory=dict)
+    inputs: dict[str, list[tuple[int, Entry | None]]] = field(default_factory=dict)
 
     def total(self, *kinds: Kind) -> int:
         """Bytes of all entries of some kinds; of ``graph`` if none is named."""
@@ -143,7 +143,7 @@ def take_ledger(model: nn.Module, forward: Callable[[], Tensor]) -> Ledger:
             entries[id(seen)] = Entry(
                 kind, sizes[id(seen)], names, seen.maker, bool(names), tuple(dict.fromkeys(seen.shapes))
             )
-    met = {name: (size, entries.get(id(seen))) for name, (size, seen) in watch.inputs.items()}
+    met = {name: [(size, entries.get(id(seen))) for size, seen in calls] for name, calls in watch.inputs.items()}
     listed = [entry for entry in [*entries.values(), *new_foreign] if entry.nbytes]
     listed.sort(key=lambda entry: -entry.nbytes)
     return Ledger(listed, met)
@@ -177,7 +177,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.before = before
         self.storages: dict[int, _Storage] = {}
-        self.inputs: dict[str, tuple[int, _Storage]] = {}
+        self.inputs: dict[str, list[tuple[int, _Storage]]] = {}
         self.stack: list[str] = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -226,7 +226,7 @@ def _watched(model: nn.Module, watch: _Watch) -> Iterator[None]:
             if isinstance(module, nn.Conv2d) and inputs and isinstance(inputs[0], Tensor):
                 seen = watch.meet(inputs[0])
                 if seen is not None:
-                    watch.inputs.setdefault(name, (inputs[0].nbytes, seen))
+                    watch.inputs.setdefault(name, []).append((inputs[0].nbytes, seen))
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             watch.stack.pop()

@@ -1,7 +1,8 @@
 """What compression really frees, layer by layer: the difference of two measured ledgers, beside a formula's claim."""
 
 import copy
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,9 +40,9 @@ def measure_savings(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> di
         model without compression, and of the model as it is; lean_freed_bytes and freed_bytes, their differences;
         formula_bytes of the model as it is and plain_formula_bytes, each None where no formula is known, with
         formula_reason; hidden_bytes (alive, though autograd saved them not); layers, a dictionary for each wrapped
-        layer: layer, formula_bytes (of what it keeps), held_bytes, input_bytes, saved_bytes (what the layer without
-        compression keeps and nobody else does), kept_by (who else keeps the input, or None), freed_bytes,
-        claimed_bytes (input minus formula), and reason, where less is freed than claimed.
+        layer, over all its calls: layer, formula_bytes (of what it keeps), held_bytes, input_bytes, saved_bytes (what
+        the layer without compression keeps and nobody else does), kept_by (who else keeps an input, or None),
+        freed_bytes, claimed_bytes (input minus formula), and reason, where less is freed than claimed.
     """
     ours, codes = _measured(model, x, y, seed)
     bare = _measured(unwrap(copy.deepcopy(model)), x, y, seed)[0] if compressed_layers(model) else ours
@@ -71,7 +72,7 @@ def saved_inputs(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> dict[
     Returns
     -------
     dict
-        By layer: bytes, and who else keeps the input; the former is 0 where somebody does.
+        By layer: bytes, and who else keeps an input, which then counts with 0 bytes.
     """
     ledger, _ = _measured(unwrap(copy.deepcopy(model)), x, y, seed)
     return {name: _alone(name, ledger) for name in ledger.inputs}
@@ -82,7 +83,7 @@ def _measured(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Ledger
     model = copy.deepcopy(model).train()  # running statistics and a compressor's state are the copy's
     with _seeded(x.device, seed):
         model(x)  # kernels are built, and what is allocated once is allocated
-    codes: dict[str, int] = {}
+    codes: dict[str, int] = defaultdict(int)
     observed = copy.deepcopy(model)
     for name, layer in compressed_layers(observed).items():
         layer.conv.register_forward_pre_hook(_observer(name, layer, codes))
@@ -101,7 +102,7 @@ def _observer(name: str, layer: CompressedConvolution, codes: dict[str, int]) ->
         N, m, n = blocks.shape
         if not isinstance(compressed, Factors) or compressed.ranks is None:
             # No ranks say it: the shapes of what the method says that it keeps do.
-            codes[name] = sum(tensor.numel() * tensor.itemsize for tensor in compressed.tensors())
+            codes[name] += sum(tensor.numel() * tensor.itemsize for tensor in compressed.tensors())
             return
         own = torch.ones(N, dtype=torch.bool, device=blocks.device)
         own[compressed.kept_index] = False
@@ -113,7 +114,7 @@ def _observer(name: str, layer: CompressedConvolution, codes: dict[str, int]) ->
             itemsize=blocks.dtype.itemsize,
             shared=compressed.starts is not None,
         )
-        codes[name] = factor_bytes(said)
+        codes[name] += factor_bytes(said)
 
     return observe
 
@@ -136,12 +137,16 @@ def _formulas(model: nn.Module, x: Tensor, codes: dict[str, int]) -> dict[str, A
 
 
 def _alone(name: str, ledger: Ledger) -> tuple[int, str | None]:
-    """The bytes of a layer's input that nobody else keeps, and who does."""
-    _, entry = ledger.inputs[name]
-    if entry is None:
-        return 0, None
-    others = _others(name, entry)
-    return (0, others) if others else (entry.nbytes, None)
+    """The bytes of a layer's inputs that nobody else keeps, and who keeps the others."""
+    entries = [entry for _, entry in ledger.inputs[name] if entry is not None]
+    others = [_others(name, entry) for entry in entries]
+    alone = _once(entry for entry, other in zip(entries, others, strict=True) if other is None)
+    return alone, ", ".join(dict.fromkeys(filter(None, others))) or None
+
+
+def _once(entries: Iterable[Entry]) -> int:
+    """Bytes of entries, each once."""
+    return sum({id(entry): entry.nbytes for entry in entries}.values())
 
 
 def _others(name: str, entry: Entry) -> str | None:
@@ -158,39 +163,44 @@ def _compare(
     name: str, layers: dict[str, CompressedConvolution], ours: Ledger, bare: Ledger, formula: int
 ) -> dict[str, Any]:
     """One layer's row."""
-    size, entry = ours.inputs[name]
-    _, before = bare.inputs[name]
+    size = sum(nbytes for nbytes, _ in ours.inputs[name])
+    calls = [(now, was) for (_, now), (_, was) in zip(ours.inputs[name], bare.inputs[name], strict=False)]
     # An input that several layers read is freed once: by the first of them.
-    first = before is not None and next((h for h in before.holders if h in layers), name) == name
-    was = before.nbytes if before is not None and before.kind == "graph" and first else 0
-    still = entry.nbytes if entry is not None and entry.kind == "graph" and first else 0
-    rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and e is not entry]
+    firsts = [(now, was) for now, was in calls if was and next((h for h in was.holders if h in layers), name) == name]
+    was = _once(was for _, was in firsts if was.kind == "graph")
+    still = [now for now, _ in firsts if now is not None and now.kind == "graph"]
+    inputs = {id(now) for now, _ in calls}
+    rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and id(e) not in inputs]
     held = sum(e.nbytes for e in rows)
     formula = size if layers[name].path == "forward" else formula
     saved, kept_by = _alone(name, bare)
     row = {
         "layer": name,
         "formula_bytes": formula,
-        "held_bytes": held + (still if entry is not None and name in entry.holders else 0),
+        "held_bytes": held + _once(now for now in still if name in now.holders),
         "input_bytes": size,
         "saved_bytes": saved,
         "kept_by": kept_by,
-        "freed_bytes": was - still - held,
+        "freed_bytes": was - _once(still) - held,
         "claimed_bytes": size - formula,
     }
-    return {**row, "reason": _reason(name, row, entry or before, rows)}
+    others = [_others(name, entry) for entry in (now or was for now, was in calls) if entry]
+    if not any(was for _, was in calls):
+        rest = "without compression its input is not kept, either"
+    else:
+        rest = f"another {'call of the layer' if len(firsts) == len(calls) else 'layer'} counts its input as freed"
+    return {**row, "reason": _reason(name, row, next(filter(None, others), None), rows, rest)}
 
 
-def _reason(name: str, row: dict[str, Any], entry: Entry | None, rows: list[Entry]) -> str | None:
+def _reason(name: str, row: dict[str, Any], others: str | None, rows: list[Entry], rest: str) -> str | None:
     """Why less is freed than the formula claims; None where it is."""
     if row["freed_bytes"] >= row["claimed_bytes"] - 0.01 * row["input_bytes"]:
         return None
     hidden = sum(e.nbytes for e in rows if not e.saved and e.kind != "state")
     if hidden:
         return f"{hidden} bytes are alive that {name} made and autograd did not save"
-    others = None if entry is None else _others(name, entry)
     if others is not None:
         return f"its input is kept by {others}, too"
     if row["held_bytes"] > 1.01 * row["formula_bytes"]:
         return f"{name} holds {row['held_bytes']} bytes where its factors need {row['formula_bytes']}"
-    return "another layer counts its input as freed"
+    return rest

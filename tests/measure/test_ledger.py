@@ -75,7 +75,7 @@ def test_parameters_and_the_callers_batch_are_rows_of_their_own() -> None:
 def test_factors_take_the_place_of_the_input_unless_another_module_keeps_it() -> None:
     model = lrbench.wrap(network(), "111111", "svd", 0.3, "backward")
     ledger = ledger_of(model)
-    for name, (size, entry) in ledger.inputs.items():
+    for name, ((size, entry),) in ledger.inputs.items():
         assert size > 0
         if name in ("conv2", "conv4", "conv6"):
             assert entry is not None
@@ -88,7 +88,7 @@ def test_factors_take_the_place_of_the_input_unless_another_module_keeps_it() ->
 def test_lean_modules_set_the_inputs_of_the_layers_behind_them_free() -> None:
     model = lrbench.lean(lrbench.wrap(network(), "111111", "svd", 0.3, "backward"))
     ledger = ledger_of(model)
-    assert all(entry is None for name, (_, entry) in ledger.inputs.items() if name != "conv1")
+    assert all(entry is None for name, ((_, entry),) in ledger.inputs.items() if name != "conv1")
 
 
 def test_the_model_and_its_gradients_are_left_as_they_were() -> None:
@@ -276,7 +276,7 @@ def test_a_wrapper_that_keeps_x_is_found() -> None:
     model = network()
     model.conv3 = Keeping(4, 8, 3, padding=1)
     model.conv3.weight.requires_grad_(False)
-    size, entry = ledger_of(model).inputs["conv3"]
+    ((size, entry),) = ledger_of(model).inputs["conv3"]
     assert entry is not None
     assert entry.nbytes == size
 
@@ -284,6 +284,6 @@ def test_a_wrapper_that_keeps_x_is_found() -> None:
 def test_a_relu_that_keeps_its_output_is_found_behind_a_compressed_layer() -> None:
     lean = lrbench.lean(lrbench.wrap(network(), "010000", "svd", 0.3, "backward"))
     del vars(lean.relu1)["forward"]
-    _, entry = ledger_of(lean).inputs["conv2"]
+    ((_, entry),) = ledger_of(lean).inputs["conv2"]
     assert entry is not None
     assert entry.holders == ("relu1",)

@@ -134,6 +134,60 @@ def test_an_input_that_two_layers_read_is_freed_once() -> None:
     assert "AvgPool2d" in measured["formula_reason"]
 
 
+class Again(nn.Module):
+    """A convolution that is called twice in a forward pass, with whatever lies between."""
+
+    def __init__(self, between: nn.Module | None = None, one_input: bool = False) -> None:
+        super().__init__()
+        self.first, self.again = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.between, self.one_input = between or nn.Identity(), one_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        out = self.again(x) + self.again(x) if self.one_input else self.again(self.between(self.again(x)))
+        return out.mean((2, 3))
+
+
+INPUT = N * 12 * 16 * 16 * 4
+"""Bytes of one call's input."""
+
+
+@pytest.mark.parametrize("name", ["quant8", "svd"])
+def test_a_layer_that_is_called_twice_frees_the_inputs_of_both_calls(name: str) -> None:
+    torch.manual_seed(0)
+    measured = measure_savings(lrbench.wrap(Again(), "01", name, path="backward"), *batch())
+    (row,) = measured["layers"]
+    assert row["input_bytes"] == row["saved_bytes"] == 2 * INPUT
+    assert row["formula_bytes"] == pytest.approx(row["held_bytes"], rel=0.01)
+    assert row["freed_bytes"] == measured["freed_bytes"] == 2 * INPUT - row["held_bytes"]
+    assert row["claimed_bytes"] == 2 * INPUT - row["formula_bytes"]
+    assert row["reason"] is None
+
+
+def test_of_two_calls_inputs_only_what_nobody_else_keeps_is_saved() -> None:
+    torch.manual_seed(0)
+    between = nn.Sequential(nn.AvgPool2d(2), nn.ReLU())
+    measured = measure_savings(lrbench.wrap(Again(between), "01", "quant8", path="backward"), *batch())
+    (row,) = measured["layers"]
+    assert row["input_bytes"] == INPUT + INPUT // 4
+    assert row["saved_bytes"] == INPUT
+    assert row["kept_by"] == "between.1"
+    assert row["freed_bytes"] == measured["freed_bytes"] == INPUT - row["held_bytes"]
+    assert row["reason"] == "its input is kept by between.1, too"
+
+
+@pytest.mark.parametrize("path", ["backward", "forward"])
+def test_an_input_that_two_calls_read_is_freed_once(path: Any) -> None:
+    torch.manual_seed(0)
+    measured = measure_savings(lrbench.wrap(Again(one_input=True), "01", "quant8", path=path), *batch())
+    (row,) = measured["layers"]
+    assert row["saved_bytes"] == INPUT
+    assert row["input_bytes"] == 2 * INPUT
+    assert row["freed_bytes"] == measured["freed_bytes"]
+    said = {"backward": "another call of the layer counts its input as freed", "forward": None}
+    assert row["reason"] == said[path]
+
+
 def test_what_is_saved_of_an_input_is_named_by_layer() -> None:
     saved = saved_inputs(network(), *batch())
     assert saved["conv1"] == (0, "the caller")
@@ -168,6 +222,13 @@ def test_there_is_no_formula_for_checkpointing() -> None:
     assert measured["formula_bytes"] is None
     assert "checkpointing" in measured["formula_reason"]
     assert 0 < measured["held_bytes"] < savings("000000")["held_bytes"]
+
+
+def test_of_what_is_computed_again_compression_frees_nothing() -> None:
+    model = checkpointed(lrbench.wrap(network(), "001000", "quant8", path="backward"), 3)
+    (row,) = measure_savings(model, *batch())["layers"]
+    assert (row["saved_bytes"], row["held_bytes"], row["freed_bytes"]) == (0, 0, 0)
+    assert row["reason"] == "without compression its input is not kept, either"
 
 
 def test_modules_of_common_networks_keep_what_the_formula_says() -> None:
