@@ -182,14 +182,14 @@ _LAYER = _table(
     {
         _TEXT: "layer guarantee",
         _COUNT: "index rank_min rank_max violations",
-        _SOME: "groups m n blocks",
+        _SOME: "groups images m n blocks",
         _NUMBER: "rank_mean break_even_rank error_mean error_max cut_im2col cut_input im2col_bytes input_bytes "
         "factor_bytes",
         _SHARE: "share_own share_escalated share_stored",
         _ABOVE_ZERO: "eps",
     },
     {"ranks": _are_numbers, "errors": _are_numbers},
-    "layer index m n blocks input_bytes",
+    "layer index m blocks input_bytes",
 )
 _SAVED = _table(
     {

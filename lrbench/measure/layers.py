@@ -36,11 +36,12 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
     Returns
     -------
     list of dict
-        For each wrapped layer, input side first: layer, index (the bit's place in a mask), groups, m, n, blocks,
-        guarantee, eps; rank_mean, rank_min, rank_max, None where ranks do not apply; break_even_rank (against
-        the layer's input); error_mean, error_max, violations (blocks with an error above eps, None where eps is
-        ignored); share_own, share_escalated, share_stored; im2col_bytes, input_bytes, factor_bytes (all that is held,
-        offsets included), cut_im2col, cut_input; ranks (None likewise) and errors of the first blocks, one by one.
+        For each wrapped layer, input side first: layer, index (the bit's place in a mask), groups, images (of all
+        batches), m, n, blocks (of all calls), guarantee, eps; rank_mean, rank_min, rank_max, None where ranks do not
+        apply; break_even_rank (against the layer's input; None, as n, where the calls differ in it); error_mean,
+        error_max, violations (blocks with an error above eps, None where eps is ignored); share_own, share_escalated,
+        share_stored; im2col_bytes, input_bytes, factor_bytes (all that is held, offsets included), cut_im2col,
+        cut_input; ranks (None likewise) and errors of the first blocks, one by one.
     """
     model = copy.deepcopy(model).train()  # running statistics, a compressor's state and hooks are the copy's
     layers = compressed_layers(model)
@@ -65,40 +66,44 @@ def measure_layers(model: nn.Module, batches: Iterable[Tensor], seed: int = 0) -
             seen["origins"].append(compressed.origin.cpu())
 
         layer.conv.register_forward_pre_hook(observe)
-    device = next(model.parameters()).device
+    device, images = next(model.parameters()).device, 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in batches:
             model(batch)
+            images += len(batch)
     places = list(convolutions(model))
     return [
-        _summary(name, places.index(name), layer.conv.groups, layer.compressor, met[name])
+        _summary(name, places.index(name), layer.conv.groups, images, layer.compressor, met[name])
         for name, layer in layers.items()
         if met[name]["shape"]  # one that the model does not call has met nothing
     ]
 
 
-def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str, list[Any]]) -> dict[str, Any]:
-    _, m, n = seen["shape"][0]
+def _summary(
+    name: str, index: int, groups: int, images: int, compressor: Any, seen: dict[str, list[Any]]
+) -> dict[str, Any]:
+    calls = list(zip(seen["shape"], seen["input"], seen["element"], strict=True))
+    m = seen["shape"][0][1]
     errors, origins = torch.cat(seen["errors"]), torch.cat(seen["origins"])
     ranks = torch.cat(seen["ranks"]) if seen["ranks"] else None
-    im2col = sum(s.numel() * e for s, e in zip(seen["shape"], seen["element"], strict=True))
+    im2col = sum(shape.numel() * element for shape, _, element in calls)
     held, inputs = sum(seen["held"]), sum(seen["input"])
-    numbers = inputs / seen["element"][0] / len(errors)
     shares = {origin: (origins == int(origin)).double().mean().item() for origin in Origin}
     return {
         "layer": name,
         "index": index,
         "groups": groups,
+        "images": images,
         "m": m,
-        "n": n,
+        "n": _common(shape[2] for shape, _, _ in calls),
         "blocks": len(errors),
         "guarantee": compressor.guarantee,
         "eps": compressor.eps if compressor.uses_eps else None,
         "rank_mean": None if ranks is None else ranks.double().mean().item(),
         "rank_min": None if ranks is None else int(ranks.min()),
         "rank_max": None if ranks is None else int(ranks.max()),
-        "break_even_rank": break_even_rank(m, n, numbers),
+        "break_even_rank": _common(break_even_rank(m, s[2], nbytes / e / s[0]) for s, nbytes, e in calls),
         "error_mean": _finite(errors.mean().item()),
         "error_max": _finite(errors.max().item()),
         "violations": violations(errors, compressor.eps) if compressor.uses_eps else None,
@@ -113,6 +118,12 @@ def _summary(name: str, index: int, groups: int, compressor: Any, seen: dict[str
         "ranks": None if ranks is None else ranks[:SAMPLE].tolist(),
         "errors": [_finite(float(f"{error:.6g}")) for error in errors[:SAMPLE].tolist()],
     }
+
+
+def _common(values: Iterable[Any]) -> Any:
+    """The one value that there is; None if there are several."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
 
 
 def _finite(value: float) -> float | None:

@@ -32,7 +32,7 @@ from lrbench.report.facets import (
 from lrbench.report.style import BAD, GRID, INK, MUTED, PAPER, Look, label_outer, legend, panels, plain_ticks
 from lrbench.report.summaries import first_layer_sizes, fits_paper
 from lrbench.report.tables import Study
-from lrbench.report.wording import count, join, number, plain_text
+from lrbench.report.wording import count, join, number, plain_text, shape
 
 __all__ = ["draw_bytes", "draw_cuts", "draw_error", "draw_ranks"]
 
@@ -97,11 +97,13 @@ def draw_ranks(study: Study) -> Drawing:
     style, means = style_of(study), _mean_ranks(study)
     for ax, facet in zip(axes, facets, strict=True):
         _boxes(ax, facet.rows, "rank", names, style)
-        shape = first_of(study, facet.value)
-        m, n, largest = float(shape["m"]), float(shape["n"]), float(facet.rows["rank"].max())
-        even = {"im2col": (":", m * n / (m + n))}
-        if pd.notna(shape["break_even_rank"]):
-            even = {"input": ("--", float(shape["break_even_rank"])), **even}
+        row, largest = first_of(study, facet.value), float(facet.rows["rank"].max())
+        even = {}
+        if pd.notna(row["break_even_rank"]):
+            even["input"] = ("--", float(row["break_even_rank"]))
+        if pd.notna(row["n"]):
+            m, n = float(row["m"]), float(row["n"])
+            even["im2col"] = (":", m * n / (m + n))
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_xlim(0, 1.08 * max([1.0, largest, *(rank for _, rank in even.values() if rank <= 1.5 * largest)]))
         for line, rank in even.values():
@@ -246,7 +248,7 @@ def draw_bytes(study: Study) -> Drawing:
         if first.cell.eps == paper.EPS and fits_paper(first):
             rows.append(("the paper's U and V", paper.FACTOR_BYTES, INK))
         bars.append(rows)
-    titles = [facet.title(f"{sizes[0].layer}, {sizes[0].m} × {sizes[0].n}") for facet in facets]
+    titles = [facet.title(f"{sizes[0].layer}, {shape(sizes[0].m, sizes[0].n)}") for facet in facets]
     fig, axes = panels(titles, 1, 0.26 * max(len(rows) for rows in bars) + 0.55)
     for ax, rows in zip(axes, bars, strict=True):
         widest = max(value for _, value, _ in rows) / 1e6

@@ -103,6 +103,8 @@ class Size:
     ----------
     method, eps, path
         What was done to the layer: the cell's compressor, or what its policy says.
+    n, break_even_rank
+        None where the layer's calls differ in them.
     saved_bytes, held_bytes, freed_bytes, claimed_bytes
         What the layer without compression keeps of its input and nobody else does; what it holds now; what is freed
         for real; and by the input's bytes minus the formula's. None where the ledgers were not taken.
@@ -121,7 +123,7 @@ class Size:
     layer: str
     index: int
     m: int
-    n: int
+    n: int | None
     runs: int
     blocks: int
     rank_mean: float | None

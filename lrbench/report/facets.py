@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from lrbench.report.entries import Cell
 from lrbench.report.style import Look, looks
 from lrbench.report.tables import Study, finished, place
-from lrbench.report.wording import count, join, plain_text
+from lrbench.report.wording import count, join, plain_text, shape
 
 __all__ = [
     "Drawing",
@@ -167,7 +167,7 @@ def first_of(study: Study, layer: str) -> "pd.Series[Any]":
 def shape_of(study: Study, layer: str) -> str:
     """Write the shape m × n of a layer's blocks."""
     row = first_of(study, layer)
-    return f"{row['m']} × {row['n']}"
+    return shape(row["m"], None if pd.isna(row["n"]) else row["n"])
 
 
 def why(study: Study, key: str, what: str) -> str:

@@ -29,6 +29,7 @@ from lrbench.report.wording import (
     percent,
     plural,
     relative_error,
+    shape,
     span,
     times,
 )
@@ -134,7 +135,7 @@ def _byte_row(size: Size) -> tuple[str, ...]:
         violations = f"{count(size.violations)} of {count(size.blocks)}"
     own = size.cell.compressor == size.method
     return (
-        f"{size.layer}, {size.m} × {size.n}",
+        f"{size.layer}, {shape(size.m, size.n)}",
         size.cell.mask,
         size.cell.name if own else f"{size.cell.name}: {size.method}",
         general(size.eps),

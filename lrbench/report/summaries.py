@@ -51,7 +51,7 @@ PAPER_SHAPE = (27, 1024)
 _CELL = ("mask", "label", "name", "condition", "compressor", "eps", "path")
 _HELD = ("id", "held_bytes", "plain_held_bytes", "lean_freed_bytes", "freed_bytes", "claimed_bytes", "hidden_bytes",
          "formula_bytes", "batch_size", "train_size")  # fmt: skip
-_SIZE = ("layer", "index", "m", "n", "groups", "blocks", "layer_compressor", "layer_eps", "layer_path", "rank_mean",
+_SIZE = ("layer", "index", "m", "n", "images", "blocks", "layer_compressor", "layer_eps", "layer_path", "rank_mean",
          "break_even_rank", "im2col_bytes", "input_bytes", "factor_bytes", "cut_im2col", "cut_input", "error_mean",
          "error_max", "violations", "guarantee", "share_own", "share_escalated", "share_stored", "saved_bytes",
          "held_bytes", "freed_bytes", "claimed_bytes", "kept_by", "unrealised")  # fmt: skip
@@ -163,8 +163,7 @@ def fits_paper(size: Size) -> bool:
 
 
 def _size(cell: Cell, rows: Columns) -> Size:
-    blocks, groups = rows["blocks"], rows["groups"]
-    images = float(np.nansum(blocks / np.where(np.isnan(groups), 1, groups)))
+    blocks, images = rows["blocks"], float(np.nansum(rows["images"]))
 
     def scaled(column: str) -> float | None:
         return _value(rows[column].sum() / images * IMAGES) if images else None
@@ -178,7 +177,7 @@ def _size(cell: Cell, rows: Columns) -> Size:
         layer=str(rows["layer"][0]),
         index=int(rows["index"][0]),
         m=int(rows["m"][0]),
-        n=int(rows["n"][0]),
+        n=_whole(rows["n"][0]),
         runs=len(blocks),
         blocks=int(np.nansum(blocks)),
         rank_mean=weighted(rows["rank_mean"], blocks),

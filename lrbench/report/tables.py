@@ -3,9 +3,9 @@
 Masks, ids, hashes and commits are text even where they look like numbers: `write_table` quotes them and `read_table`
 reads them as text, so that ``000000`` stays ``000000``.
 
-All bytes in a row of ``layers.csv`` are those of the row's ``blocks``: ``saved_bytes``, ``held_bytes``, ``freed_bytes``
-and ``claimed_bytes``, which are measured on one batch, are scaled by the bytes of the layer's input. Those in
-``runs.csv`` are of one batch.
+All bytes in a row of ``layers.csv`` are those of the row's ``blocks``, which are of all calls of the layer:
+``saved_bytes``, ``held_bytes``, ``freed_bytes`` and ``claimed_bytes``, which are measured on one batch, are scaled by
+the bytes of the layer's input. Those in ``runs.csv`` are of one batch.
 """
 
 import csv
@@ -234,7 +234,7 @@ class Study:
         The tidy tables, with four columns more than the files: ``plain`` (nothing is changed), ``name`` (the compressor
         or policy, with its version where the study has several), ``condition`` (eps and path, or that a policy says
         them) and ``label`` (the name with whatever of eps and path varies in this study: it tells apart what must not
-        be averaged).
+        be averaged); ``layers`` has ``images``, too, of which the blocks are.
     thinning
         Of how many blocks ``blocks`` holds one: a large study has more than figures could show.
     """
@@ -291,9 +291,11 @@ def layers_table(records: Iterable[Record]) -> pd.DataFrame:
         for layer in record.get("layers") or ():
             ours = gradients.get(layer["layer"], {})
             found = {f"gradient_{key}": ours.get(key) for key in ("cosine", "cosine_min", "error", "bias")}
+            # Older records count blocks alone: they know of one call for each image.
+            found["images"] = layer.get("images") or layer["blocks"] / (layer.get("groups") or 1)
             found |= {key: times.get(layer["layer"], {}).get(key) for key in ("lowering_ms", "compressing_ms")}
             rows.append(layer | found | _saved(layer, savings.get(layer["layer"])) | _done(record, layer) | shared)
-    return _frame(rows, _LAYER_TYPES)
+    return _frame(rows, _LAYER_TYPES | {"images": "float64"})
 
 
 def blocks_table(records: Iterable[Record], thinning: int = 1) -> pd.DataFrame:

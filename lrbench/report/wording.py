@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["count", "join", "number", "percent", "plain_text", "plural", "signed", "span"]
+__all__ = ["count", "join", "number", "percent", "plain_text", "plural", "shape", "signed", "span"]
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
@@ -29,6 +29,11 @@ def signed(value: float | None, digits: int = 1) -> str:
 def count(value: float | None) -> str:
     """Write a whole number with separators: ``11,059,200``."""
     return number(value, 0)
+
+
+def shape(m: int, n: int | None) -> str:
+    """Write the shape of a block: ``27 × 1024``; calls of a layer may differ in n, which is a dash then."""
+    return f"{m} × {MISSING if n is None else n}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

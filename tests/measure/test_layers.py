@@ -1,6 +1,7 @@
 import pytest
 import torch
 from runs import config, photos
+from torch import nn
 
 import lrbench
 from lrbench.measure.layers import measure_layers
@@ -73,3 +74,32 @@ def test_a_method_without_ranks_is_measured_without_them():
     assert len(layer["errors"]) == layer["blocks"] == 5
     assert 0.01 < layer["error_mean"] < 0.2
     assert layer["cut_input"] == pytest.approx(1 - 1587 / 12288, abs=0.01)
+
+
+class Twice(nn.Module):
+    """One convolution that is called twice, behind a pooling or not."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(2) if pool else nn.Identity()
+
+    def forward(self, x):
+        return self.conv(self.pool(self.conv(x)))
+
+
+def test_a_layer_that_is_called_twice_has_the_bytes_of_both_calls_for_each_image():
+    model = lrbench.wrap(Twice(pool=False), "1", "svd", eps=0.1)
+    (layer,) = measure_layers(model, [images(4), images(10)[4:]])
+    assert (layer["images"], layer["blocks"], layer["m"], layer["n"]) == (10, 20, 27, 1024)
+    assert layer["im2col_bytes"] == 2 * 10 * 27 * 1024 * 4
+    assert layer["input_bytes"] == 2 * 10 * 3 * 1024 * 4
+    assert layer["break_even_rank"] == pytest.approx(3072 / 1051)
+
+
+def test_calls_whose_images_differ_in_size_have_no_shape_and_no_break_even_rank_in_common():
+    model = lrbench.wrap(Twice(pool=True), "1", "svd", eps=0.1)
+    (layer,) = measure_layers(model, [images(10)])
+    assert (layer["images"], layer["blocks"], layer["m"], layer["n"]) == (10, 20, 27, None)
+    assert layer["im2col_bytes"] == 10 * 27 * (1024 + 256) * 4
+    assert layer["input_bytes"] == 10 * 3 * (1024 + 256) * 4
+    assert layer["break_even_rank"] is None

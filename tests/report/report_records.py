@@ -31,6 +31,7 @@ def layer(index: int, compressor: str, eps: float | None, seed: int = 0, **chang
         "layer": f"features.{2 * index}",
         "index": index,
         "groups": 1,
+        "images": IMAGES,
         "m": m,
         "n": n,
         "blocks": IMAGES,

@@ -107,7 +107,7 @@ def test_what_a_run_may_leave_out_or_add_is_no_oddity() -> None:
 def test_a_run_of_which_nothing_is_known_but_its_configuration_is_reported(tmp_path: Path) -> None:
     record = make_record()
     bare = {key: record[key] for key in ("schema", "id", "status", "outcome", "config")}
-    needed = {"layer", "cosine_min", "index", "m", "n", "blocks", "input_bytes", "epoch"}
+    needed = {"layer", "cosine_min", "index", "m", "blocks", "input_bytes", "epoch"}
     rows = {key: [pick(row, needed) for row in record[key]] for key in ("epochs", "layers", "gradients")}
     thin = make_record(seed=1) | rows | {"step": {}, "peak": {}, "savings": {}, "data": {}, "environment": {}}
     counted = {"layer", "input_bytes", "saved_bytes", "held_bytes", "freed_bytes", "claimed_bytes"}

@@ -18,6 +18,9 @@ from report_records import (
 )
 
 from lrbench.report import read_table
+from lrbench.report.block_figures import draw_bytes, draw_ranks
+from lrbench.report.listings import list_bytes
+from lrbench.report.summaries import measure_sizes
 from lrbench.report.tables import (
     blocks_table,
     describe_setting,
@@ -160,3 +163,28 @@ def test_policies_of_one_name_that_say_different_things_are_apart() -> None:
     (study,) = make_studies([*records, make_record("001000", "svd")])
     assert study.runs["label"].nunique() == 3
     assert all(label.startswith("tuned ") for label in study.runs["label"] if label != "svd")
+
+
+def test_bytes_are_for_a_hundred_images_however_often_each_is_lowered() -> None:
+    once = layer(0, "svd", 0.1)
+    doubled = {key: 2 * once[key] for key in ("blocks", "im2col_bytes", "input_bytes", "factor_bytes")}
+    older_once = {key: value for key, value in once.items() if key != "images"}
+    made = (once, once | doubled, older_once)
+    first, twice, older_first = (
+        measure_sizes(make_studies([make_record("100000", layers=[row])])[0])[0] for row in made
+    )
+    assert first.im2col_bytes == older_first.im2col_bytes == 100 * 27 * 1024 * 4
+    assert twice.im2col_bytes == 2 * first.im2col_bytes
+    assert twice.input_bytes == 2 * 100 * 3072 * 4
+    assert twice.saved_bytes == first.saved_bytes == 0
+
+
+def test_calls_that_differ_in_shape_are_shown_with_a_dash() -> None:
+    records = [make_record("100000", layers=[layer(0, "svd", 0.1, n=None, break_even_rank=None)])]
+    (study,) = make_studies(records)
+    (listed,) = list_bytes(study).rows
+    assert listed[0] == "features.0, 27 × –"
+    assert listed[14] == "–"
+    for draw in (draw_ranks, draw_bytes):
+        figure, _ = draw(study)
+        assert figure.axes
