@@ -36,8 +36,8 @@ class Ranks:
         Blocks that are kept as they are.
     numbers : int
         That such a block takes.
-    itemsize : int
-        Bytes of a number.
+    itemsize, stored_itemsize : int
+        Bytes of a number of U and V, and of a stored block.
     shared : bool
         Whether the blocks have their columns in common.
     """
@@ -47,6 +47,7 @@ class Ranks:
     stored: int
     numbers: int
     itemsize: int
+    stored_itemsize: int
     shared: bool = False
 
 
@@ -54,9 +55,10 @@ def factor_bytes(said: Ranks) -> int:
     """Bytes of U and V, of what is stored, and of the tables that say where each block begins."""
     N, m, n = said.shape
     columns = max(said.ranks, default=0) if said.shared else sum(said.ranks)
-    numbers = columns * m + sum(said.ranks) * n + said.stored * said.numbers
+    factors = (columns * m + sum(said.ranks) * n) * said.itemsize
+    stored = said.stored * said.numbers * said.stored_itemsize
     tables = 8 * (N + 1) + N + 8 * said.stored + (8 * N if said.shared else 0)
-    return numbers * said.itemsize + tables
+    return factors + stored + tables
 
 
 def held_by_formula(model: nn.Module, batch: Tensor, kept: dict[str, int]) -> dict[str, int]:

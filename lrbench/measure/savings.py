@@ -111,7 +111,9 @@ def _observer(name: str, layer: CompressedConvolution, codes: dict[str, int]) ->
             ranks=compressed.ranks[own].tolist(),
             stored=len(compressed.kept_index),
             numbers=m * n if compressor.name == "none" else blocks.tensor[0].numel(),
-            itemsize=blocks.dtype.itemsize,
+            # Neither need be the layer's: factors may be stored in a half precision, and halves are lifted to float32.
+            itemsize=compressed.U.itemsize,
+            stored_itemsize=0 if compressed.kept is None else compressed.kept.dtype.itemsize,
             shared=compressed.starts is not None,
         )
         codes[name] += factor_bytes(said)

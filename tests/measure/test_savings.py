@@ -205,10 +205,23 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_factor_bytes_are_counted_by_hand() -> None:
-    said = Ranks(shape=(3, 10, 20), ranks=[2, 5], stored=1, numbers=50, itemsize=4)
-    assert factor_bytes(said) == 4 * (7 * 30 + 50) + (4 * 8 + 3 + 8)
-    shared = Ranks(shape=(2, 10, 20), ranks=[2, 5], stored=0, numbers=50, itemsize=4, shared=True)
+    said = Ranks(shape=(3, 10, 20), ranks=[2, 5], stored=1, numbers=50, itemsize=2, stored_itemsize=4)
+    assert factor_bytes(said) == 2 * 7 * 30 + 4 * 50 + (4 * 8 + 3 + 8)
+    shared = Ranks((2, 10, 20), [2, 5], stored=0, numbers=50, itemsize=4, stored_itemsize=4, shared=True)
     assert factor_bytes(shared) == 4 * (5 * 10 + 7 * 20) + (3 * 8 + 2 + 2 * 8)
+
+
+@pytest.mark.parametrize("eps", [0.3, 1e-4], ids=["factors", "stored"])
+@pytest.mark.parametrize(("dtype", "factors"), [("float32", "bfloat16"), ("bfloat16", None), ("bfloat16", "float16")])
+def test_factors_and_stored_blocks_count_in_their_own_precision(dtype: str, factors: str | None, eps: float) -> None:
+    torch.manual_seed(0)
+    svd = lrbench.get_compressor("svd", eps=eps, factors=factors)
+    model = lrbench.wrap(network(), "001010", svd, path="backward").to(getattr(torch, dtype))
+    x, y = batch()
+    measured = measure_savings(model, x.to(getattr(torch, dtype)), y)
+    for row in measured["layers"]:
+        assert row["formula_bytes"] == pytest.approx(row["held_bytes"], rel=0.01)
+        assert row["reason"] is None
 
 
 def test_a_module_that_the_formula_does_not_know_is_named() -> None:
