@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lrbench.bit_modules import lean_modules
 from lrbench.checkpointing import segments_of
 from lrbench.conv import compressed_layers, plain_copy
+from lrbench.im2col import Geometry
 
 __all__ = ["Ranks", "UnknownModuleError", "factor_bytes", "held_by_formula"]
 
@@ -100,9 +101,10 @@ def held_by_formula(model: nn.Module, batch: Tensor, kept: dict[str, int]) -> di
         source = inputs[0]
         met.extend((source, output))
         if name in kept and wrapped[name].path != "forward":
-            out[name] = kept[name]
+            out[name] = kept[name]  # of all its calls
             return
-        rule = next((rule for cls, rule in _RULES.items() if isinstance(module, cls)), None)
+        rules = (rule for cls, rule in _RULES.items() if isinstance(module, cls))
+        rule = _of_weight if name in wrapped else next(rules, None)
         if rule is None:
             raise UnknownModuleError(f"there is no formula for what a {type(module).__name__} ({name}) keeps")
         tensors, extra = rule(module, source, output, name in lean)
@@ -112,7 +114,7 @@ def held_by_formula(model: nn.Module, batch: Tensor, kept: dict[str, int]) -> di
                 counted.add(storage._cdata)
                 extra += tensor.numel() * tensor.itemsize
         if extra:
-            out[name] = extra
+            out[name] = out.get(name, 0) + extra
 
     for name, module in meta.named_modules():
         if not any(True for _ in module.children()):
@@ -129,6 +131,18 @@ def _of_weight(module: Any, x: Tensor, out: Tensor, lean: bool) -> tuple[list[Te
     return ([x] if module.weight.requires_grad else []), 0
 
 
+def _convolution(module: nn.Conv2d, x: Tensor, out: Tensor, lean: bool) -> tuple[list[Tensor], int]:
+    # Of a frozen weight, too; and in place of its input a padded copy, where padding is not the convolution's own.
+    left, right, top, bottom = Geometry.of(module).padding
+    own = module.padding_mode == "zeros"
+    tall, wide = (bottom - top, right - left) if own else (top + bottom, left + right)
+    if own and not tall and not wide:
+        return [x], 0
+    H, W = x.shape[-2:]
+    padded = x.numel() // (H * W) * (H + tall) * (W + wide) * x.itemsize
+    return [x] if module.padding_mode in ("reflect", "replicate") and x.requires_grad else [], padded
+
+
 def _relu(module: nn.ReLU, x: Tensor, out: Tensor, lean: bool) -> tuple[list[Tensor], int]:
     return ([], -(-out.numel() // 8)) if lean else ([out], 0)
 
@@ -136,7 +150,8 @@ def _relu(module: nn.ReLU, x: Tensor, out: Tensor, lean: bool) -> tuple[list[Ten
 def _dropout(module: nn.Dropout, x: Tensor, out: Tensor, lean: bool) -> tuple[list[Tensor], int]:
     if not module.training or not 0 < module.p < 1:
         return [], 0
-    return [], -(-out.numel() // 8) if lean else out.numel() * out.itemsize
+    # What works in place stays plain in a lean model.
+    return [], -(-out.numel() // 8) if lean and not module.inplace else out.numel() * out.itemsize
 
 
 def _max_pool(module: nn.MaxPool2d, x: Tensor, out: Tensor, lean: bool) -> tuple[list[Tensor], int]:
@@ -160,7 +175,7 @@ def _nothing(module: nn.Module, x: Tensor, out: Tensor, lean: bool) -> tuple[lis
 
 
 _RULES: dict[type[nn.Module], _Rule] = {
-    nn.Conv2d: _of_weight,
+    nn.Conv2d: _convolution,
     nn.Linear: _of_weight,
     nn.ReLU: _relu,
     nn.Dropout: _dropout,

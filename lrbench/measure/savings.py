@@ -95,8 +95,12 @@ def _measured(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Ledger
 
 def _observer(name: str, layer: CompressedConvolution, codes: dict[str, int]) -> Any:
     compressor = copy.deepcopy(layer.compressor)  # the layer's own compresses the same block once more
+    trained = layer.conv.weight.requires_grad
 
     def observe(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not trained or layer.path == "forward":  # nothing needs the input, or it is kept as it is
+            codes[name] += inputs[0].nbytes if trained else 0
+            return
         blocks = Im2col.of(inputs[0], Geometry.of(layer.conv))
         compressed = compressor.compress(blocks)
         N, m, n = blocks.shape
@@ -174,7 +178,6 @@ def _compare(
     inputs = {id(now) for now, _ in calls}
     rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and id(e) not in inputs]
     held = sum(e.nbytes for e in rows)
-    formula = size if layers[name].path == "forward" else formula
     saved, kept_by = _alone(name, bare)
     row = {
         "layer": name,

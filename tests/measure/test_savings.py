@@ -263,6 +263,70 @@ def test_modules_of_common_networks_keep_what_the_formula_says() -> None:
         assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"], rel=0.01)
 
 
+class Shared(nn.Module):
+    """One ReLU and one convolution, each called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.relu, self.drop, self.last = nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 10)
+        self.pool, self.flat = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(self.drop(self.relu(self.conv(self.drop(self.first(x)))))))
+        return self.last(self.flat(self.pool(x)))
+
+
+@pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
+@pytest.mark.parametrize("mask", ["00", "01"])
+def test_the_formula_counts_every_call_of_a_module(mask: str, lean: bool) -> None:
+    torch.manual_seed(0)
+    model = lrbench.wrap(Shared(), mask, "svd", 0.3, "backward")
+    measured = measure_savings(lrbench.lean(model) if lean else model, *batch())
+    assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"], rel=0.01)
+    assert measured["plain_formula_bytes"] == pytest.approx(measured["plain_bytes"], rel=0.01)
+
+
+@pytest.mark.parametrize("path", ["forward", "backward", "both"])
+def test_a_frozen_weights_input_is_kept_by_a_plain_layer_and_not_by_a_wrapped_one(path: Any) -> None:
+    model = network()
+    for conv in (model.conv3, model.conv4):
+        conv.weight.requires_grad_(False)
+    measured = measure_savings(lrbench.wrap(model, "001100", "svd", 0.3, path), *batch())
+    assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"], rel=0.01)
+    assert measured["plain_formula_bytes"] == pytest.approx(measured["plain_bytes"], rel=0.01)
+    row = by_layer(measured)["conv3"]
+    assert row["formula_bytes"] == row["held_bytes"] == 0
+    assert row["freed_bytes"] == row["claimed_bytes"] == row["input_bytes"]
+
+
+PADDINGS: list[dict[str, Any]] = [
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": (0, 2), "padding_mode": "circular"},
+    {"kernel_size": 3, "padding_mode": "replicate"},
+    {"kernel_size": 2, "padding": "same"},
+    {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)},
+    {"kernel_size": (2, 3), "padding": "same", "padding_mode": "reflect"},
+]
+
+
+@pytest.mark.parametrize("options", PADDINGS, ids=str)
+def test_a_padded_copy_counts_where_pytorch_makes_one(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 10, **options), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for mask in ("00", "01"):
+        measured = measure_savings(lrbench.wrap(copy.deepcopy(model), mask, "svd", 0.3, "backward"), *batch())
+        loss = N * 10 * 4 + 4
+        assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"] - loss, rel=0.01)
+
+
+def test_dropout_that_works_in_place_keeps_numbers_even_in_a_lean_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 10, 3), nn.Dropout(0.5, inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    measured = measure_savings(lrbench.lean(model), *batch())
+    assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"], rel=0.01)
+
+
 def test_a_convolution_that_is_not_called_has_no_savings() -> None:
     class Unused(nn.Module):
         def __init__(self) -> None:
