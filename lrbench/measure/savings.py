@@ -143,11 +143,19 @@ def _formulas(model: nn.Module, x: Tensor, codes: dict[str, int]) -> dict[str, A
 
 
 def _alone(name: str, ledger: Ledger) -> tuple[int, str | None]:
-    """The bytes of a layer's inputs that nobody else keeps, and who keeps the others."""
+    """The bytes of a layer's inputs, and of copies of them, that nobody else keeps, and who keeps the others."""
     entries = [entry for _, entry in ledger.inputs[name] if entry is not None]
+    # Not a weight that is computed anew, by modules of its own.
+    entries += [e for e in _beside(name, ledger) if e.kind == "graph" and e.saved and e.maker == name]
     others = [_others(name, entry) for entry in entries]
     alone = _once(entry for entry, other in zip(entries, others, strict=True) if other is None)
     return alone, ", ".join(dict.fromkeys(filter(None, others))) or None
+
+
+def _beside(name: str, ledger: Ledger) -> list[Entry]:
+    """What a layer holds beside its inputs: codes in their place, or, where it is plain, a padded copy of them."""
+    inputs = {id(entry) for _, entry in ledger.inputs[name]}
+    return [e for e in ledger.of(name) if e.kind in ("graph", "state", "elsewhere") and id(e) not in inputs]
 
 
 def _once(entries: Iterable[Entry]) -> int:
@@ -175,9 +183,8 @@ def _compare(
     firsts = [(now, was) for now, was in calls if was and next((h for h in was.holders if h in layers), name) == name]
     was = _once(was for _, was in firsts if was.kind == "graph")
     still = [now for now, _ in firsts if now is not None and now.kind == "graph"]
-    inputs = {id(now) for now, _ in calls}
-    rows = [e for e in ours.of(name) if e.kind in ("graph", "state", "elsewhere") and id(e) not in inputs]
-    held = sum(e.nbytes for e in rows)
+    rows = _beside(name, ours)
+    held = _once(rows)
     saved, kept_by = _alone(name, bare)
     row = {
         "layer": name,
@@ -186,11 +193,11 @@ def _compare(
         "input_bytes": size,
         "saved_bytes": saved,
         "kept_by": kept_by,
-        "freed_bytes": was - _once(still) - held,
+        "freed_bytes": was + _once(_beside(name, bare)) - _once(still) - held,
         "claimed_bytes": size - formula,
     }
     others = [_others(name, entry) for entry in (now or was for now, was in calls) if entry]
-    if not any(was for _, was in calls):
+    if not saved and not any(was for _, was in calls):
         rest = "without compression its input is not kept, either"
     else:
         rest = f"another {'call of the layer' if len(firsts) == len(calls) else 'layer'} counts its input as freed"

@@ -320,6 +320,19 @@ def test_a_padded_copy_counts_where_pytorch_makes_one(options: dict[str, Any]) -
         assert measured["formula_bytes"] == pytest.approx(measured["held_bytes"] - loss, rel=0.01)
 
 
+@pytest.mark.parametrize(("options", "x_stays"), [(PADDINGS[0], True), (PADDINGS[1], False), (PADDINGS[3], False)])
+def test_the_padded_copy_that_a_plain_layer_keeps_is_freed(options: dict[str, Any], x_stays: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 10, **options), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    measured = measure_savings(lrbench.wrap(model, "01", "svd", 0.5, "backward"), *batch())
+    (row,) = measured["layers"]
+    geometry, x = lrbench.Geometry.of(model[1]), torch.rand(N, 8, 16, 16)
+    copied = geometry.pad(x).nbytes
+    assert row["saved_bytes"] == copied + (x.nbytes if x_stays else 0)
+    assert row["freed_bytes"] == measured["freed_bytes"] == row["saved_bytes"] - row["held_bytes"]
+    assert row["reason"] is None
+
+
 def test_dropout_that_works_in_place_keeps_numbers_even_in_a_lean_model() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 10, 3), nn.Dropout(0.5, inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
