@@ -135,8 +135,8 @@ def _numbers_bytes(compressed: Compressed) -> int:
 
     if not isinstance(compressed, Factors):
         return compressed.nbytes
-    kept = 0 if compressed.kept is None else compressed.kept.tensor.numel()
-    return (compressed.U.numel() + compressed.V.numel() + kept) * compressed.U.itemsize
+    kept = 0 if compressed.kept is None else compressed.kept.tensor.nbytes
+    return compressed.U.nbytes + compressed.V.nbytes + kept
 
 
 def _markdown(table: pd.DataFrame, source: str, command: str) -> str:

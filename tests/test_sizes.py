@@ -44,6 +44,22 @@ def test_a_compressor_without_tolerance_has_one_row_and_cuts_nothing():
     assert (table["violations"][1:] > 0).all()
 
 
+def test_stored_blocks_count_in_their_own_precision_beside_half_factors(tmp_path):
+    half = tmp_path / "half.py"
+    half.write_text(
+        "from lrbench.compressors.svd import TruncatedSVD\n\n\n"
+        "class Half(TruncatedSVD):\n"
+        "    def __init__(self, eps=0.1):\n"
+        "        super().__init__(eps, factors='bfloat16')\n"
+    )
+    table = measure_sizes(photos().train_images[:100], [f"{half}:Half"], [0.3, 1e-5])
+    few, all_ = table.to_dict("records")
+    assert (few["share_stored"], all_["share_stored"]) == (0, 1)
+    assert few["UV_bytes"] == pytest.approx(few["mean_rank"] * 100 * (27 + 1024) * 2)
+    assert all_["UV_bytes"] == all_["input_bytes"]
+    assert all_["cut_input"] == 0
+
+
 def test_a_method_without_ranks_is_listed_with_a_dash_and_the_bytes_that_it_holds(capsys):
     images = photos().train_images[:100]
     (row,) = measure_sizes(images, ["quant8"], [0.1]).to_dict("records")
