@@ -66,8 +66,9 @@ def test_a_method_without_ranks_is_listed_with_a_dash_and_the_bytes_that_it_hold
     assert pd.isna(row["mean_rank"])
     assert row["UV_bytes"] == row["held_bytes"] == 100 * (3072 + 12 * 4 + 3)
     assert sizes.main(["--compressors", "quant8", "rproj"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| quant8 | – | – |")]
-    assert len(lines) == 1
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith("| quant8 | – | – |")]) == 1
+    assert "the paper" not in out, "its number is of CIFAR-10's images"
 
 
 def test_the_command_writes_the_table_with_its_source_and_itself(tmp_path, capsys):
@@ -93,6 +94,8 @@ def test_the_command_writes_the_table_with_its_source_and_itself(tmp_path, capsy
         (["--compressors", "svf"], "svd"),
         (["--eps", "2"], "(0, 1]"),
         (["--records", "/nonexistent.bin"], "/nonexistent.bin"),
+        (["--data-dir", "somewhere"], "--data-dir is of CIFAR-10: give it with --dataset cifar10"),
+        (["--data-dir", "somewhere", "--dataset", "photos"], "--data-dir is of CIFAR-10"),
     ],
 )
 def test_a_bad_request_gets_one_sentence(arguments, message, capsys):
