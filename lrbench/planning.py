@@ -48,8 +48,8 @@ def plan_model(model: nn.Module | str, input_shape: Sequence[int]) -> pd.DataFra
           an input that k calls keep counts as 1/k of it for each.
         - dense_flops of W·D, 2·K·m·n for each image; flops_per_rank of (W·U)·V, 2·K·(m + n) for each image and rank;
           rank_flops, at which the two meet. What compressing takes is not in it.
-        - pays ("as it is", "alias removed", "never"), max_rank (the largest rank that pays, 0 for never), verdict in
-          words.
+        - pays ("as it is", "alias removed", "never"), max_rank (the largest rank that pays, 0 for never; any rank where
+          the weight is frozen: a wrapped layer on path backward then keeps nothing of its input), verdict in words.
 
         ``attrs["totals"]`` holds bytes of all convolutions together, each storage once: im2col, input, kept, freed (by
         compressing all of them, as it is), unaliased (the same, were ReLUs to keep bits), and model (all that the pass
@@ -156,22 +156,23 @@ def _uncalled(bit: int, name: str, conv: nn.Conv2d) -> dict[str, Any]:
 
 def _verdict(row: dict[str, Any], call: Call, conv: nn.Conv2d, batch: Storage) -> dict[str, Any]:
     """Whether compression can pay, and up to which rank."""
-    as_it_is, unaliased = (_largest_rank(row[f"rank_{what}"], row["m"], row["n"]) for what in ("saved", "unaliased"))
+    m, n, evens = row["m"], row["n"], (row["rank_saved"], row["rank_unaliased"])
+    # On path backward a wrapped layer keeps nothing for a frozen weight, whatever the rank.
+    exact = "at no error on path backward (frozen weight)" if call.frozen else ""
+    as_it_is, unaliased = (min(m, n) * (e > 0) if call.frozen else _largest_rank(e, m, n) for e in evens)
     pays, rank = "never", 0
     if _own_forward(conv):
         verdict = f"never: a {type(conv).__name__} with a forward of its own"
-    elif call.frozen:
-        verdict = "never: its weight is frozen"
     elif not call.kept:
         verdict = "never: nothing is kept for it"
     elif as_it_is:
-        pays, rank, verdict = "as it is", as_it_is, f"up to rank {as_it_is}"
+        pays, rank, verdict = "as it is", as_it_is, exact or f"up to rank {as_it_is}"
     elif unaliased:
         others = [k for s in call.kept for k in s.keepers if k.call is not call]
         bits = _listed(k.name for k in others if k.call is None)
         beside = _listed(k.name for k in others if k.call is not None)
         needed = [f"{bits} kept bits" if bits else "", f"{beside} were compressed, too" if beside else ""]
-        verdict = f"only if {' and '.join(filter(None, needed))}: up to rank {unaliased}"
+        verdict = f"only if {' and '.join(filter(None, needed))}: {exact or f'up to rank {unaliased}'}"
         pays, rank = "alias removed", unaliased
     elif row["rank_unaliased"] > 0 or not row["aliased"]:
         verdict = "never: not even at rank 1"

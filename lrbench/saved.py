@@ -89,7 +89,7 @@ class Call:
     kept : list of Storage
         What the convolution keeps besides its weight: its input or the padded copy of it.
     frozen : bool
-        Whether the weight takes no gradient, so that nothing needs the input.
+        Whether the weight takes no gradient, so that nothing needs the input, which PyTorch keeps all the same.
     """
 
     layer: str

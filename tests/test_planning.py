@@ -217,13 +217,10 @@ def test_a_padded_copy_is_what_the_convolution_keeps_and_compression_frees():
 
 
 def test_what_compression_could_not_change_is_said():
-    frozen = nn.Conv2d(3, 3, 1)
-    frozen.weight.requires_grad_(False)
-    model = nn.Sequential(nn.Softplus(), frozen, Checkpointed(nn.Conv2d(3, 3, 1)), OwnForward(3, 3, 1, bias=False))
+    model = nn.Sequential(nn.Softplus(), Checkpointed(nn.Conv2d(3, 3, 1)), OwnForward(3, 3, 1, bias=False))
     table = lrbench.plan_model(model, (2, 3, 8, 8))
-    assert list(table["pays"]) == ["never"] * 3
+    assert list(table["pays"]) == ["never"] * 2
     assert list(table["verdict"]) == [
-        "never: its weight is frozen",
         "never: nothing is kept for it",
         "never: a OwnForward with a forward of its own",
     ]
@@ -232,10 +229,32 @@ def test_what_compression_could_not_change_is_said():
     assert 0 < table["rank_saved"][0] < 1
 
 
+def frozen(model, *names):
+    """The model, in which some convolutions' weights take no gradient."""
+    for name in names:
+        model.get_submodule(name).weight.requires_grad_(False)
+    return model
+
+
+def test_under_a_frozen_weight_wrapping_frees_the_input_at_any_rank():
+    model = frozen(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 9, 3), nn.ReLU(), nn.Conv2d(9, 4, 1)), "1", "3")
+    table = lrbench.plan_model(model, (2, 3, 8, 8))
+    assert list(table["pays"]) == ["never", "as it is", "alias removed"]
+    assert list(table["max_rank"]) == [0, 36, 9]
+    assert list(table["verdict"][1:]) == [
+        "at no error on path backward (frozen weight)",
+        "only if 2 kept bits: at no error on path backward (frozen weight)",
+    ]
+    model = frozen(nn.Sequential(nn.Conv2d(3, 6, 1)), "0")
+    model[0].bias.requires_grad_(False)
+    assert list(lrbench.plan_model(model, (2, 3, 8, 8))["verdict"]) == ["never: nothing is kept for it"]
+
+
 @pytest.mark.parametrize(
     "build",
     [
         lambda: paper_cnn((4, 6, 8)),
+        lambda: frozen(paper_cnn((4, 6, 8)), "conv2", "conv3"),
         lambda: resnet20((4, 6, 8)),
         *(lambda o=options: nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 9, **o)) for options in GEOMETRIES),
     ],
