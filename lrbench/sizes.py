@@ -88,7 +88,7 @@ def measure_sizes(images: torch.Tensor, compressors: Sequence[str], tolerances: 
     cells = [(name, eps) for name, eps in cells if get_compressor(name).skip(geometry, size, "backward") is None]
     rows = []
     for name, eps in tqdm(cells, unit="cell", disable=None):
-        compressor = get_compressor(name, eps=eps)
+        compressor = get_compressor(name, eps=eps) if get_compressor(name).uses_eps else get_compressor(name)
         seen: list[tuple[torch.Tensor, ...]] = []
         sizes: list[dict[str, int]] = []
         for batch in images.split(BATCH):

@@ -33,6 +33,25 @@ def test_a_row_is_the_mean_over_batches_of_what_the_factors_take():
     assert row["share_own"] == 1
 
 
+def test_a_compressor_without_tolerance_need_not_take_one(tmp_path):
+    file = tmp_path / "ranked.py"
+    file.write_text(
+        "import torch\nimport lrbench\n"
+        "class Ranked(lrbench.Compressor):\n"
+        "    uses_eps = False\n"
+        "    def __init__(self, rank=2):\n"
+        "        super().__init__()\n"
+        "        self.rank = rank\n"
+        "    def factorize(self, blocks):\n"
+        "        D = blocks.dense()\n"
+        "        U, S, V = torch.linalg.svd(D, full_matrices=False)\n"
+        "        ranks = torch.full((len(D),), self.rank)\n"
+        "        return lrbench.LowRank.from_padded(U[:, :, :2] * S[:, None, :2], V[:, :2], ranks)\n"
+    )
+    table = measure_sizes(photos().train_images[:100], [f"{file}:Ranked"], [0.3, 0.1])
+    assert table["mean_rank"].tolist() == [2]
+
+
 def test_a_compressor_without_tolerance_has_one_row_and_cuts_nothing():
     table = measure_sizes(photos().train_images[:100], ["none", "aca-estimate"], [0.3, 0.1])
     assert list(zip(table["compressor"], table["eps"].fillna(0), strict=True)) == [
