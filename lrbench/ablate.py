@@ -422,7 +422,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     cluster.add_argument("--scheduler-file", type=Path, metavar="FILE", help="the same, by Dask's file")
     add("--run-timeout", type=float, metavar="SECONDS", help="end a run that takes longer (no limit)")
     add("--retry-failed", action="store_true", help="try runs again that failed")
-    add("--force", action="store_true", help="do runs again that are done; the old ones are kept until then")
+    add("--force", action="store_true", help="do all runs again; old ones are kept until then")
     add("--dry-run", action="store_true", help="list the runs, and which are done")
     add_loudness(parser)
     options = parser.parse_args(arguments)

@@ -24,7 +24,8 @@ def environment() -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scipy")},
+        "torch": str(torch.__version__),  # with the build, which the package's own version need not name
+        **{name: version(name) for name in ("numpy", "scipy")},
         "platform": platform.platform(),
         "processor": _processor(),
     }

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,18 @@ settings.load_profile("repeatable")
 _folder = Path(tempfile.gettempdir()) / f"lrbench-tests-{os.getuid()}{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 _folder.mkdir(exist_ok=True)
 os.environ["TMPDIR"] = tempfile.tempdir = str(_folder)
+
+
+@pytest.fixture
+def registry_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let nothing stay behind of the compressors that a test registers, or takes from files."""
+    import lrbench.compressors
+
+    lrbench.list_compressors()
+    monkeypatch.setattr(lrbench.compressors, "_classes", dict(lrbench.compressors._classes))
+    yield
+    for name in [name for name in sys.modules if name.startswith("lrbench_file_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import hashlib
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from test_ablate import QUIET, SMALL
 from torch import nn
 
 import lrbench
-import lrbench.compressors
 from lrbench import UnknownCompressorError, ablate
 from lrbench.compressors import compressor_class, named_files
 from lrbench.grid import Grid, expand, load_policies
@@ -45,13 +43,7 @@ class Plain: ...
 """
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    lrbench.list_compressors()
-    monkeypatch.setattr(lrbench.compressors, "_classes", dict(lrbench.compressors._classes))
-    yield
-    for name in [name for name in sys.modules if name.startswith("lrbench_file_")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("registry_of_its_own")
 
 
 @pytest.fixture

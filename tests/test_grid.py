@@ -39,6 +39,7 @@ def test_a_compressor_without_tolerance_runs_once_for_all_eps_and_says_why():
     assert reasons == ["none has no tolerance: it runs once for all eps"]
 
 
+@pytest.mark.usefixtures("registry_of_its_own")
 def test_a_compressor_without_tolerance_need_not_take_one(tmp_path):
     file = tmp_path / "ranked.py"
     file.write_text(

@@ -33,6 +33,7 @@ def test_a_row_is_the_mean_over_batches_of_what_the_factors_take():
     assert row["share_own"] == 1
 
 
+@pytest.mark.usefixtures("registry_of_its_own")
 def test_a_compressor_without_tolerance_need_not_take_one(tmp_path):
     file = tmp_path / "ranked.py"
     file.write_text(
@@ -63,6 +64,7 @@ def test_a_compressor_without_tolerance_has_one_row_and_cuts_nothing():
     assert (table["violations"][1:] > 0).all()
 
 
+@pytest.mark.usefixtures("registry_of_its_own")
 def test_stored_blocks_count_in_their_own_precision_beside_half_factors(tmp_path):
     half = tmp_path / "half.py"
     half.write_text(
