@@ -242,7 +242,7 @@ def _residuals(blocks: Blocks, factors: LowRank, exponent: Tensor, single: bool 
 
 
 def _rounded(squared: Tensor, energy: Tensor, factors: LowRank, exponent: Tensor) -> Tensor:
-    """Squared residuals with a bound of what rounding can have hidden, as the kernels of the same name add it."""
+    """Squared residuals with a bound of what rounding can have hidden, where the kernel adds it in float64."""
     lengths = [torch.linalg.vector_norm(packed.to(torch.float64), dim=1) for packed in (factors.U, factors.V)]
     blocks = torch.arange(len(squared), device=squared.device).repeat_interleave(factors.ranks)
     sizes = energy.sqrt().index_add(0, blocks, scale_by_power_of_two(lengths[0] * lengths[1], -exponent[blocks]))
