@@ -210,10 +210,14 @@ def _eigenvalues(d: Any, e: Any, n: int) -> bool:  # pragma: no cover (compiled)
                 c = p / r
                 s = square / r
                 alpha = d[i]
-                # c (α − σ) − s γ and γ² / c, of divisions that do not wait for one another.
-                gamma = (p * (alpha - sigma) - square * gamma_before) / r
+                quick = p > 1e-150 and square > 1e-150  # or products below may vanish, and r / p be infinite
+                if quick:  # the same as below, of divisions that do not wait for one another
+                    gamma = (p * (alpha - sigma) - square * gamma_before) / r
+                    p = gamma * gamma * (r / p)
+                else:
+                    gamma = c * (alpha - sigma) - s * gamma_before
+                    p = gamma * gamma / c if c != 0.0 else c_before * square
                 d[i + 1] = gamma_before + (alpha - gamma)
-                p = gamma * gamma * (r / p) if c != 0.0 else c_before * square
             e[low] = s * p
             d[low] = sigma + gamma
     for i in range(1, n):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lrbench.kernels.lanczos import ANY, _bounded, lanczos_scratch, leading_eigenvectors
+from lrbench.kernels.lanczos import ANY, _bounded, _eigenvalues, lanczos_scratch, leading_eigenvectors
 
 Matrix = NDArray[np.float64]
 
@@ -174,3 +174,17 @@ def test_a_bound_is_given_where_it_holds_with_room_and_nowhere_that_it_does_not(
         assert _bounded(alpha, beta, n, more, theta, r, 1.01 * needed + 1e-12, scratch)
         answers.append(needed > 1.01 * gains.sum() + 1e-12)
     assert any(answers) or n < 4  # or the shares would not matter
+
+
+def test_eigenvalues_of_graded_matrices_are_right_beside_their_norm() -> None:
+    """Quotients of numbers that are nearly zero are neither infinite nor none."""
+    for seed in range(7000):
+        g = np.random.default_rng(seed)
+        n, top = int(g.integers(2, 9)), g.choice([20, 160, 300])
+        d = 10.0 ** -g.uniform(0, top, n) * g.choice([0, 1, 1, 1], n)
+        b = 10.0 ** -g.uniform(0, min(top, 160), n)
+        norm = max(d.max(), b[:-1].max())
+        d, b = d / norm, b / norm
+        expected = np.linalg.eigvalsh(np.diag(d) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1))[::-1]
+        assert _eigenvalues(d, b * b, n), seed
+        np.testing.assert_allclose(d, expected, rtol=0, atol=1e-12, err_msg=str(seed))
