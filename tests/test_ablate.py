@@ -11,6 +11,7 @@ from runs import photos, signal_when_there
 import lrbench.ablate as ablate
 from lrbench.conv import compressed_layers
 from lrbench.experiment import Experiment
+from lrbench.request import read_request
 from lrbench.store import read_runs, write_run
 
 SMALL = ["--dataset", "photos", "--train-size", "40", "--test-size", "20", "--widths", "4", "4", "4"]
@@ -250,13 +251,13 @@ def test_a_results_folder_that_cannot_be_written_is_refused_before_anything_runs
 
 
 def test_presets_are_defaults_that_options_override():
-    demo = ablate._options([])
+    demo = read_request([])
     assert (demo.preset, demo.dataset, demo.out) == ("demo", "photos", Path("results/demo"))
-    cifar10 = ablate._options(["--dataset", "cifar10", "--epochs", "3", "--eps", "0.3"])
+    cifar10 = read_request(["--dataset", "cifar10", "--epochs", "3", "--eps", "0.3"])
     assert (cifar10.preset, cifar10.epochs) == ("cifar10", 3)
     assert cifar10.grids[0]["masks"] == ["000000", "100000", "101010"]
     assert cifar10.grids[0]["eps"] == [0.3]
-    assert ablate._options(["--preset", "cifar10"]).epochs == 20
+    assert read_request(["--preset", "cifar10"]).epochs == 20
 
 
 def test_a_preset_that_names_its_data_takes_a_folder_for_them(tmp_path, capsys):
@@ -266,7 +267,7 @@ def test_a_preset_that_names_its_data_takes_a_folder_for_them(tmp_path, capsys):
 
 
 def test_an_option_holds_for_every_grid_of_a_preset():
-    grids = ablate._options(["--preset", "paper", "--eps", "0.2"]).grids
+    grids = read_request(["--preset", "paper", "--eps", "0.2"]).grids
     assert [grid["eps"] for grid in grids] == [[0.2], [0.2]]
     assert [grid["compressors"] for grid in grids] == [["aca-estimate", "svd"], ["svd-same-rank", "svd-same-error"]]
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from runs import config
 
-from lrbench import ablate
 from lrbench.grid import Grid, expand_all
 from lrbench.models import own_widths
 from lrbench.policy import Policy
 from lrbench.presets import list_presets, load_preset
+from lrbench.request import read_request
 
 ROOT = Path(__file__).parents[1]
 
 
 def runs_of(name):
-    options = ablate._options(["--preset", name])
+    options = read_request(["--preset", name])
     policies = {policy: Policy.from_table(table) for policy, table in options.planned.items()}
     grids = [Grid(**axes, seeds=options.seeds, policies=policies) for axes in options.grids]
     base = config(model=options.model, widths=tuple(options.widths or own_widths(options.model)))

@@ -16,6 +16,7 @@ import lrbench.ablate as ablate
 import lrbench.report
 from lrbench.datasets import load_dataset
 from lrbench.grid import Grid, expand
+from lrbench.request import base_config, read_request
 from lrbench.store import Record
 
 BOUND = 60.0
@@ -40,10 +41,10 @@ def command(folder: Path, count: int) -> list[str]:
 
 def make_records(arguments: list[str]) -> list[Record]:
     """Make the record of every run of a command; every other one failed, which is said of each."""
-    options = ablate._options(arguments)
+    options = read_request(arguments)
     data = load_dataset("photos")
     grid = Grid(options.compressors, options.masks, options.eps, options.path, options.seeds)
-    configs, _ = expand(grid, ablate._base(options, data), len(data.classes))
+    configs, _ = expand(grid, base_config(options, data), len(data.classes))
     cells = [
         {
             "mask": run.mask,
