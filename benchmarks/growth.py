@@ -7,14 +7,14 @@ One of the four grows, the others stay; a call has as many images as make all ca
 that what a call costs by itself does not look like growth. What is freed is kept for the next call, or it would depend
 on the size of a result whether that lies in new memory, which takes time. Every call is timed on images that its
 compressor has not seen before; the order of the compressors turns from round to round, and before each turn the process
-rests, and makes a call that is not timed.
+rests, and makes calls that are not timed.
 """
 
 import argparse
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from lrbench.environment import environment
 from lrbench.report.style import MUTED, PAPER, RC, legend, looks, panels, plain_ticks
 from lrbench.report.wording import MINUS
 
-from .speed import EPS, KEPT, RESTS, run_apart
+from .speed import EPS, KEPT, begin, run_apart
 
 COMPRESSORS = ("svd", "rsvd", "aca", "aca-estimate")
 QUARTILES = np.array([0.25, 0.5, 0.75])
@@ -152,8 +152,7 @@ def _measure(rounds: int) -> pd.DataFrame:
                 for offset in range(len(COMPRESSORS)):
                     kind = COMPRESSORS[(number + place + offset) % len(COMPRESSORS)]
                     compressor = lrbench.get_compressor(kind, eps=sweep.eps(value))
-                    time.sleep(RESTS)
-                    compressor.compress(lrbench.Im2col(before, 3, padding=1))
+                    begin(partial(compressor.compress, lrbench.Im2col(before, 3, padding=1)))
                     start = time.perf_counter()
                     compressor.compress(lrbench.Im2col(x, 3, padding=1))
                     seconds = time.perf_counter() - start

@@ -5,9 +5,10 @@ DIR. It wants the machine to itself.
 
 Each kind of call is timed once a round, on images that it has not been timed on before, in an order that is drawn anew:
 no kind always follows the same other. Before each kind's turn the process rests a little, for threads that another
-library has just used still wait for work, at full speed; then comes a call that is not timed, on images of its own, and
-then the one that is. Every baseline runs at its own fastest number of threads and memory format, which is tried out
-first. The whole is measured twice: with an allocator that returns what is freed, and with one that keeps it.
+library has just used still wait for work, at full speed; then come calls that are not timed, on images of their own,
+until all threads are at work again, each on a core of its own; and then the one that is. Every baseline runs at its own
+fastest number of threads and memory format, which is tried out first. The whole is measured twice: with an allocator
+that returns what is freed, and with one that keeps it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -38,6 +40,8 @@ EPS = 0.1
 DEEPER = ("288x256", "576x64")
 RESTS = 0.1
 """Seconds between two timed calls."""
+WARMS = 0.05
+"""Seconds, at least, of calls that are not timed: threads that rested may share one core for as long as 0.02."""
 TOGETHER = 4
 """Calls that are timed together of what takes little: more of them for the same rests."""
 
@@ -243,10 +247,9 @@ def fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
     for number in sorted({1, threads}):
         torch.set_num_threads(number)
         for call in calls:
-            call(batch[:2])
             seconds = []
             for _ in range(3):
-                time.sleep(RESTS)
+                begin(partial(call, batch[:2]))
                 start = time.perf_counter()
                 call(batch)
                 seconds.append(time.perf_counter() - start)
@@ -254,6 +257,15 @@ def fastest(calls: Sequence[Call], batch: Tensor, threads: int) -> Kind:
     torch.set_num_threads(threads)
     _, number, call = min(tried, key=lambda entry: entry[0])
     return Kind(call, len(batch), number)
+
+
+def begin(call: Callable[[], object]) -> None:
+    """Let what went before come to rest, and threads come to work: the next call may be timed."""
+    time.sleep(RESTS)
+    end = time.perf_counter() + WARMS
+    call()
+    while time.perf_counter() < end:
+        call()
 
 
 def measure_kinds(
@@ -271,8 +283,7 @@ def measure_kinds(
             places = (1 + (number + k) % (len(batches) - 1) for k in range(kind.calls + 1))
             before, *timed = (batches[place][: kind.images] for place in places)
             torch.set_num_threads(kind.threads)
-            time.sleep(RESTS)
-            kind.call(before)
+            begin(partial(kind.call, before))
             start = time.perf_counter()
             for x in timed:
                 kind.call(x)
