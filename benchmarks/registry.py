@@ -46,6 +46,8 @@ TIMED = 10
 """Batches that calls rotate over."""
 TOGETHER = 0.01
 """Seconds of calls that are timed together where one takes less: a thread that waits for a core waits for 0.004."""
+MOST = TIMED - 2
+"""Calls that are timed together at most: one batch is for trying out, and one for the calls before."""
 EXACT = ("input", "none")
 """What keeps the input, or im2col, as it is."""
 SAME = 1e-3
@@ -132,13 +134,13 @@ def _call(name: str, eps: float) -> Any:
 
 
 def _calls(kind: Kind, x: Tensor) -> int:
-    """How many to time together: a period of them, or for :data:`TOGETHER`, but no more than there are batches."""
+    """How many to time together: a period of them, or for :data:`TOGETHER`, but no more than :data:`MOST`."""
     if kind.calls > 1:
         return kind.calls
     begin(partial(kind.call, x))
     start = time.perf_counter()
     kind.call(x)
-    return max(1, min(TIMED - 2, round(TOGETHER / (time.perf_counter() - start))))
+    return max(1, min(MOST, round(TOGETHER / (time.perf_counter() - start))))
 
 
 def _quality(
@@ -207,9 +209,9 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any]) -> str:
         "the blocks whose true error exceeds eps. *bytes*: all that is held for a batch. *cut*: 1 − bytes /",
         "denominator; – for *saved* where somebody else keeps the input, so that nothing is freed. *time*: from images",
         f"to packed and checked factors, over F.unfold's, ratio of medians of {facts['rounds']} rounds, [quartiles].",
-        f"In each a call counts, or the mean of those that take {1e3 * TOGETHER:g} ms together; of `warm`, of those",
-        "from one refresh of its basis to the next. A method without eps is the same at both; whether its error is",
-        "below eps is chance.",
+        f"In each a call counts, or the mean of as many, at most {MOST}, as take {1e3 * TOGETHER:g} ms together; of",
+        "`warm`, of those from one refresh of its basis to the next. A method without eps is the same at both;",
+        "whether its error is below eps is chance.",
         "",
         "## Which wins where",
         "",

@@ -83,10 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=12, help="timed steps of a kind in each (default 12)")
     parser.add_argument("--out", type=Path, help="folder for training.md and training.json")
     options = parser.parse_args(arguments)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
     if options.processes < 2:
         parser.error(f"--processes is {options.processes}: the spread is that between processes, and takes two or more")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     images, labels, name = images_of(options.records)
     model = trained_network(images, labels)
     period = lrbench.get_compressor("warm").period
