@@ -2,23 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["Compressed", "Joined", "Layout", "in_full_precision", "storage_bytes"]
+__all__ = ["Compressed", "Joined", "Layout", "full_precision", "in_full_precision", "storage_bytes"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
+def full_precision(device: str) -> AbstractContextManager[Any]:
+    """Keep autocast, which would round what was certified, out of what is done within.
+
+    Where there is none, nothing is done: a step of a small network would feel what torch takes to turn it off.
+    """
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def in_full_precision(method: _Method) -> _Method:
-    """Keep autocast, which would round what was certified, out of a method."""
+    """Keep autocast out of a method: see :func:`full_precision`."""
 
     @wraps(method)
     def plain(self: Any, *arguments: Any, **named: Any) -> Any:
-        with torch.autocast(self.device.type, enabled=False):
+        with full_precision(self.device.type):
             return method(self, *arguments, **named)
 
     return cast(_Method, plain)
@@ -124,6 +133,10 @@ class Compressed(ABC):
     @abstractmethod
     def select(self, index: Tensor) -> Self:
         """The blocks at ``index``, (K,) int64, in that order; with groups, whole images."""
+
+    def view(self, index: Tensor) -> Self:
+        """The same as :meth:`select`, but copying as little as can be: with it, all of this stays in memory."""
+        return self.select(index)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Compressed]") -> "Compressed":

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from lrbench.bit_modules import lean, unlean
 from lrbench.checkpointing import checkpointed, uncheckpointed
-from lrbench.compressed import Compressed
+from lrbench.compressed import Compressed, full_precision
 from lrbench.compressors import Compressor, get_compressor
 from lrbench.im2col import Geometry, Im2col, format_of
 from lrbench.policy import Policy
@@ -123,7 +123,7 @@ def _convolve(layer: CompressedConvolution, x: Tensor, weight: Tensor, bias: Ten
             + ": a convolution needs all of one dtype"
         )
     geometry = Geometry.of(layer.conv)
-    with torch.autocast(device, enabled=False):
+    with full_precision(device):
         out = _Convolution.apply(images, weight, bias, geometry, layer, torch.is_grad_enabled())
     # What a function returns must not be a view, or the next layer could not work in place.
     size = geometry.output_size((x.shape[-2], x.shape[-1]))
@@ -184,7 +184,7 @@ class _Convolution(torch.autograd.Function):
         if torch.is_grad_enabled():
             # A gradient that does not require one would hide from the guard that this step cannot be differentiated.
             grad = grad.detach().requires_grad_()
-        with torch.autocast(grad.device.type, enabled=False):
+        with full_precision(grad.device.type):
             return _gradients(ctx, grad)
 
 

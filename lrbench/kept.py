@@ -66,6 +66,8 @@ class KeptInput:
     def batch(self, index: Tensor) -> Iterator[Tensor]:
         """Within it the layer takes the factors of the images ``index``, (B,) int64, as those of its input.
 
+        They are read where they are: nothing large is copied.
+
         Yields
         ------
         Tensor
@@ -76,17 +78,18 @@ class KeptInput:
         """
         g = self._layer.conv.groups
         blocks = index if g == 1 else (index[:, None] * g + torch.arange(g, device=index.device)).flatten()
-        nothing, marks = self._nothing.expand(len(index), -1, -1, -1), self._marks[index]
+        nothing = self._nothing.expand(len(index), -1, -1, -1)
 
         def belongs_to(x: Tensor) -> bool:
             if x.shape != nothing.shape:
                 return False
             if x.data_ptr() == nothing.data_ptr():
                 return True
+            marks = self._marks[index]
             # Rounding may differ where images are prepared on the way; another layer's output differs altogether.
             return bool(((self._marks_of(x) - marks).abs() <= 1e-3 * marks[:, :1]).all())
 
-        self._layer.given = Given(self._factors.select(blocks), belongs_to)
+        self._layer.given = Given(self._factors.view(blocks), belongs_to)
         try:
             yield nothing
         finally:

@@ -90,6 +90,36 @@ def test_whoever_reads_images_that_are_not_there_meets_nan(images: Tensor, path:
     assert bool(found.isnan().all())
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("name", ["svd", "none", "quant8", "svd-half", "shared"])
+def test_a_view_is_what_is_selected_and_copies_no_rows_that_stay(images: Tensor, name: str, groups: int) -> None:
+    half = {"factors": "float16"} if name.endswith("half") else {}
+    compressor = lrbench.get_compressor(name.removesuffix("-half"), eps=0.1, **half)
+    whole = compressor.compress(lrbench.Im2col(images, 3, padding=1, groups=groups))
+    for chosen in ([7, 4, 0, 9, 9], [4], [1, 2], []):
+        index = (torch.tensor(chosen, dtype=torch.int64)[:, None] * groups + torch.arange(groups)).flatten()
+        view, selected = whole.view(index), whole.select(index)
+        again = view.layout.restore(view.tensors())
+        deeper = torch.arange(len(index)).flip(0)
+        weight, grad = torch.randn(3 * groups, whole.shape[1]), torch.randn(len(index), 3, whole.shape[2])
+        for part in (view, again, view.view(deeper).select(deeper), lrbench.Factors.concatenate([view])):
+            assert torch.equal(part.dense(), selected.dense())
+            assert torch.equal(part.matmul(weight), selected.matmul(weight))
+            torch.testing.assert_close(part.gradients(grad), selected.gradients(grad))
+            assert part.origin.tolist() == selected.origin.tolist()
+            if selected.ranks is not None:
+                assert part.ranks is not None
+                assert part.ranks.tolist() == selected.ranks.tolist()
+        if name == "svd":
+            assert isinstance(view, Factors)
+            assert isinstance(whole, Factors)
+            assert view.V is whole.V
+            both = Factors.concatenate([view, view])
+            assert isinstance(both, Factors)
+            assert torch.equal(both.dense(), torch.cat([selected.dense()] * 2))
+            assert len(both.V) == 2 * int(view.offsets[-1])
+
+
 def test_their_bytes_are_told(images: Tensor) -> None:
     net = model()
     compress = lrbench.get_compressor("svd", eps=0.1).compress

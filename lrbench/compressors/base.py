@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
-from lrbench.compressed import Compressed
+from lrbench.compressed import Compressed, full_precision
 from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import largest_rank, truncated_svd
 from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis, ranges
@@ -185,7 +185,7 @@ class Compressor:
         any_bad = bool(bad.any())
         if any_bad and nonfinite == "raise":
             raise NonFiniteBlockError(bad.nonzero()[:, 0].tolist())
-        with torch.autocast(blocks.device.type, enabled=False):
+        with full_precision(blocks.device.type):
             return self._represent(blocks, magnitude, bad if any_bad else None)
 
     def largest_rank(self, blocks: Blocks) -> int:

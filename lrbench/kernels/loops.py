@@ -28,6 +28,7 @@ __all__ = [
     "dot",
     "exact",
     "for_parts",
+    "inlined",
     "inner",
     "inner_symmetric",
     "subtract",
@@ -83,6 +84,9 @@ compiled = _kernel(fastmath={"reassoc", "contract", "nsz"})
 
 exact = _kernel(fastmath=False)
 """Every operation as it is written, also where a :data:`compiled` kernel calls it: it would inherit the liberties."""
+
+inlined = numba.njit(inline="always", error_model="numpy")
+"""A part of a kernel that has a name: it is compiled where it is called, because a short loop is worth no call."""
 
 
 def for_parts(count: int, work: Callable[[int, int], Any]) -> None:

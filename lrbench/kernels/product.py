@@ -9,13 +9,19 @@ from torch import Tensor
 
 from lrbench.kernels import lanes
 from lrbench.kernels.lanes import add, broadcast, fma, load, store, width, zeros
-from lrbench.kernels.loops import compiled, for_parts
+from lrbench.kernels.loops import compiled, for_parts, inlined
 
 __all__ = ["against", "times"]
 
 
 def times(
-    left: Tensor, starts: Tensor, V: Tensor, offsets: Tensor, bias: Tensor | None, channels_last: bool = False
+    left: Tensor,
+    starts: Tensor,
+    V: Tensor,
+    places: Tensor,
+    ranks: Tensor,
+    bias: Tensor | None,
+    channels_last: bool = False,
 ) -> Tensor:
     """(W U_i) V_i + b for every block.
 
@@ -26,9 +32,9 @@ def times(
     starts : Tensor
         (N,) int64.
     V : Tensor
-        (Σ r_i, n): rows ``offsets[i]:offsets[i + 1]`` belong to block i.
-    offsets : Tensor
-        (N + 1,) int64.
+        (·, n): rows ``places[i]:places[i] + ranks[i]`` belong to block i.
+    places, ranks : Tensor
+        (N,) int64.
     bias : Tensor or None
         (K,), of the same dtype: float32 or float64, on a CPU.
     channels_last : bool
@@ -45,14 +51,14 @@ def times(
     strides = (n * K, 1, K) if channels_last else (n * K, n, 1)
     out = torch.empty_strided((N, K, n), strides, dtype=left.dtype, device="cpu")
     # Vectors go along what lies side by side in the result.
-    sides = [(V, offsets), (left, starts)] if channels_last else [(left, starts), (V, offsets)]
+    sides = [(V, places), (left, starts)] if channels_last else [(left, starts), (V, places)]
     (rows, first), (columns, other) = sides
     target, missing = out.mT if channels_last else out, _tile(left) - columns.shape[1]
     if missing > 0:  # there is no tile so narrow
         columns = F.pad(columns, (0, missing))
         added = F.pad(added, (0, missing)) if channels_last else added
         target = torch.empty(*target.shape[:2], columns.shape[1], dtype=left.dtype, device="cpu")
-    arrays = [t.contiguous().numpy() for t in (rows, columns, first, other, offsets, added)]
+    arrays = [t.contiguous().numpy() for t in (rows, columns, first, other, ranks, added)]
 
     def part(start: int, stop: int) -> None:
         _multiply(*arrays, channels_last, target.numpy(), start, stop)
@@ -63,12 +69,14 @@ def times(
     return out
 
 
-def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+def against(
+    V: Tensor, places: Tensor, ranks: Tensor, starts: Tensor, rows: int, grad: Tensor, shared: bool
+) -> tuple[Tensor, Tensor]:
     """Σ_i V_i G_iᵀ, every block's in its own rows of the result, and the sum of all columns of the G_i.
 
     Parameters
     ----------
-    V, offsets, starts
+    V, places, ranks, starts
         As for :func:`times`.
     rows : int
         Of the result.
@@ -86,7 +94,7 @@ def against(V: Tensor, offsets: Tensor, starts: Tensor, rows: int, grad: Tensor,
     tile = _tile(V)
     last = K >= tile and not grad.is_contiguous() and grad.mT.is_contiguous()
     kernel = _against_last if last else _against
-    arrays = [t.contiguous().numpy() for t in (V, offsets, starts, grad.detach().mT if last else grad.detach())]
+    arrays = [t.contiguous().numpy() for t in (V, places, ranks, starts, grad.detach().mT if last else grad.detach())]
     odd = K % tile if last else 0
     out = torch.zeros(rows, K - odd + tile if odd else K, dtype=V.dtype, device="cpu")
     sums = torch.zeros(N, out.shape[1], dtype=V.dtype, device="cpu")  # each block's own: in no thread's order
@@ -119,7 +127,7 @@ def _multiply(
     right: Any,
     starts: Any,
     others: Any,
-    offsets: Any,
+    ranks: Any,
     bias: Any,
     along: bool,
     out: Any,
@@ -134,7 +142,7 @@ def _multiply(
     """
     p, q, w = left.shape[1], right.shape[1], width(right)
     for b in range(first, last):
-        rank = offsets[b + 1] - offsets[b]
+        rank = ranks[b]
         L, R, into = left[starts[b] : starts[b] + rank], right[others[b] : others[b] + rank], out[b]
         for t0 in range(0, p, 4):
             for i in range(0, q, 2 * w):
@@ -165,71 +173,107 @@ def _multiply(
 
 @compiled
 def _against_last(
-    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
+    V: Any, places: Any, ranks: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
-    """Sum some rows of the gradient at a time for four rows of the result, two vectors of each, that stay in registers.
+    """Sum some rows of the gradient at a time, as many as the innermost cache holds, for a tile of the result.
 
-    As many rows as the innermost cache holds. All is read once in order first, because what is read in order is fetched
-    ahead of time: tile by tile only a part of each row would be.
+    A row of ones stands behind those of V, so that the gradient's own sums are one row more of the result. Where there
+    are several tiles all is read once in order first, because what is read in order is fetched ahead of time: tile by
+    tile only a part of each row would be.
     """
     n, K, w = grad.shape[1], grad.shape[2], width(V)
-    most, unused, one = max(16, 512 * w // K), np.empty(w, V.dtype), np.ones(1, V.dtype)
+    most, unused, highest = min(n, max(16, 512 * w // K)), np.empty(w, V.dtype), 0
     for b in range(first, last):
-        at, rank = starts[b], offsets[b + 1] - offsets[b]
-        into = out[at : at + rank]
+        highest = max(highest, ranks[b])
+    # Tiles are of up to four rows: what is found in those behind the ones is nobody's.
+    rows, found = np.ones((highest + 4, most), V.dtype), np.empty((highest + 4, out.shape[1]), V.dtype)
+    for b in range(first, last):
+        at, place, rank = starts[b], places[b], ranks[b]
+        rows[rank] = 1
+        for k in range(rank + 4):
+            found[k] = 0
         for s in range(0, n, most):
             count = min(most, n - s)
-            G, R = grad[b, s : s + count], V[offsets[b] : offsets[b + 1], s : s + count]
-            if K > 2 * w:
+            G = grad[b, s : s + count]
+            for k in range(rank):
+                row, given = rows[k], V[place + k, s : s + count]
+                for t in range(count):
+                    row[t] = given[t]
+            if K > 4 * w:
                 total = zeros(V)
                 for t in range(count):
                     for i in range(0, K - w + 1, 2 * w):  # every line of the cache
                         total = fma(total, load(G, (t, i)), load(G, (t, i)))
                 store(unused, (0,), total)  # or the compiler would leave it all out
-            for i in range(0, K, 2 * w):
-                j = min(i, K - 2 * w)
-                unit = broadcast(one, (0,))
-                x0, x1, y0, y1 = zeros(V), zeros(V), zeros(V), zeros(V)  # two sums each: none waits for the one before
-                for t in range(count // 2):
-                    x0, y0 = fma(x0, unit, load(G, (2 * t, j))), fma(y0, unit, load(G, (2 * t, j + w)))
-                    x1, y1 = fma(x1, unit, load(G, (2 * t + 1, j))), fma(y1, unit, load(G, (2 * t + 1, j + w)))
-                if count % 2:
-                    x0, y0 = fma(x0, unit, load(G, (count - 1, j))), fma(y0, unit, load(G, (count - 1, j + w)))
-                add(sums, (b, i), fma(x0, unit, x1))
-                add(sums, (b, i + w), fma(y0, unit, y1))
-                for k0 in range(0, rank, 4):
-                    k1, k2, k3 = min(k0 + 1, rank - 1), min(k0 + 2, rank - 1), min(k0 + 3, rank - 1)
-                    x0, x1, x2, x3 = zeros(V), zeros(V), zeros(V), zeros(V)
-                    y0, y1, y2, y3 = zeros(V), zeros(V), zeros(V), zeros(V)
-                    for t in range(count):
-                        u, v = load(G, (t, j)), load(G, (t, j + w))
-                        a0, a1, a2, a3 = (
-                            broadcast(R, (k0, t)),
-                            broadcast(R, (k1, t)),
-                            broadcast(R, (k2, t)),
-                            broadcast(R, (k3, t)),
-                        )
-                        x0, x1, x2, x3 = fma(x0, a0, u), fma(x1, a1, u), fma(x2, a2, u), fma(x3, a3, u)
-                        y0, y1, y2, y3 = fma(y0, a0, v), fma(y1, a1, v), fma(y2, a2, v), fma(y3, a3, v)
-                    add(into, (k0, i), x0)
-                    add(into, (k0, i + w), y0)
-                    if k1 > k0:
-                        add(into, (k1, i), x1)
-                        add(into, (k1, i + w), y1)
-                    if k2 > k1:
-                        add(into, (k2, i), x2)
-                        add(into, (k2, i + w), y2)
-                    if k3 > k2:
-                        add(into, (k3, i), x3)
-                        add(into, (k3, i + w), y3)
+            i = 0
+            while i < K:
+                if K - i >= 4 * w:
+                    for k in range(0, rank + 1, 2):
+                        _two_rows(rows, k, G, i, found)
+                    i += 4 * w
+                else:
+                    for k in range(0, rank + 1, 4):
+                        _four_rows(rows, k, G, min(i, K - 2 * w), found, i)
+                    i += 2 * w
+        for k in range(rank):
+            row, given = out[at + k], found[k]
+            for j in range(len(given)):
+                row[j] += given[j]
+        row, given = sums[b], found[rank]
+        for j in range(len(given)):
+            row[j] = given[j]
+
+
+@inlined
+def _two_rows(rows: Any, k: int, G: Any, j: int, found: Any) -> None:  # pragma: no cover (compiled)
+    """Add Σ_t rows[k, t] G[t] from column j on, four vectors, and the same of the next row."""
+    w = width(G)
+    x0, x1, x2, x3 = zeros(G), zeros(G), zeros(G), zeros(G)
+    y0, y1, y2, y3 = zeros(G), zeros(G), zeros(G), zeros(G)
+    for t in range(len(G)):
+        g0, g1 = load(G, (t, j)), load(G, (t, j + w))
+        g2, g3 = load(G, (t, j + 2 * w)), load(G, (t, j + 3 * w))
+        a, c = broadcast(rows, (k, t)), broadcast(rows, (k + 1, t))
+        x0, x1, x2, x3 = fma(x0, a, g0), fma(x1, a, g1), fma(x2, a, g2), fma(x3, a, g3)
+        y0, y1, y2, y3 = fma(y0, c, g0), fma(y1, c, g1), fma(y2, c, g2), fma(y3, c, g3)
+    add(found, (k, j), x0)
+    add(found, (k, j + w), x1)
+    add(found, (k, j + 2 * w), x2)
+    add(found, (k, j + 3 * w), x3)
+    add(found, (k + 1, j), y0)
+    add(found, (k + 1, j + w), y1)
+    add(found, (k + 1, j + 2 * w), y2)
+    add(found, (k + 1, j + 3 * w), y3)
+
+
+@inlined
+def _four_rows(rows: Any, k: int, G: Any, j: int, found: Any, i: int) -> None:  # pragma: no cover (compiled)
+    """Add Σ_t rows[k, t] G[t] from column j on, two vectors, at column i, and the same of the three rows next."""
+    w = width(G)
+    x0, x1, x2, x3 = zeros(G), zeros(G), zeros(G), zeros(G)
+    y0, y1, y2, y3 = zeros(G), zeros(G), zeros(G), zeros(G)
+    for t in range(len(G)):
+        g0, g1 = load(G, (t, j)), load(G, (t, j + w))
+        a0, a1 = broadcast(rows, (k, t)), broadcast(rows, (k + 1, t))
+        a2, a3 = broadcast(rows, (k + 2, t)), broadcast(rows, (k + 3, t))
+        x0, x1, x2, x3 = fma(x0, a0, g0), fma(x1, a1, g0), fma(x2, a2, g0), fma(x3, a3, g0)
+        y0, y1, y2, y3 = fma(y0, a0, g1), fma(y1, a1, g1), fma(y2, a2, g1), fma(y3, a3, g1)
+    add(found, (k, i), x0)
+    add(found, (k, i + w), y0)
+    add(found, (k + 1, i), x1)
+    add(found, (k + 1, i + w), y1)
+    add(found, (k + 2, i), x2)
+    add(found, (k + 2, i + w), y2)
+    add(found, (k + 3, i), x3)
+    add(found, (k + 3, i + w), y3)
 
 
 @compiled
 def _against(
-    V: Any, offsets: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
+    V: Any, places: Any, ranks: Any, starts: Any, grad: Any, out: Any, sums: Any, first: int, last: int
 ) -> None:  # pragma: no cover (compiled)
     for b in range(first, last):
-        at, begin, rank = starts[b], offsets[b], offsets[b + 1] - offsets[b]
+        at, begin, rank = starts[b], places[b], ranks[b]
         _totals(grad[b], sums[b])
         for k in range(0, rank, 2):
             # The last two may be one.

@@ -458,4 +458,12 @@ BUGS = [
         "test_factors.py",
         "nothing_is_copied",
     ),
+    Bug(
+        "a block of higher rank left in the row of ones",
+        "kernels/product.py",
+        "        rows[rank] = 1\n",
+        "        rows[highest] = 1\n",
+        "kernels/test_product.py",
+        "ragged_products",
+    ),
 ]
