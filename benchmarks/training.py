@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.training [--records FILE] [--out DIR]`` prints the table, and writes it with every single time
 into DIR. It wants the machine to itself. The network is the paper's, of widths 32, 64 and 128, after one epoch on the
-images; every kind of step trains a copy of its own, all with the same optimizer. Each case is measured beside the plain
-model, either in the memory format that some steps of both have shown to be faster for it. Where memory happens to lie
-differs from process to process, and moves a ratio by more than the rounds of one process tell: each case is measured
-anew in several, one after the other, and the spread is that between them.
+images. Each case is measured beside the plain model, either in the memory format that some steps of both have shown to
+be faster for it. Where memory happens to lie moves a ratio by more than what is to be told: the two take turns at
+training the same parameters with the same optimizer, and each case is measured anew in several processes, one after the
+other, of which the spread is told. What an allocator gives back to the system is paid for at the next step: all cases
+are measured where it gives nothing back, which makes the plain step faster, and those with a bound by default, too.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,10 +30,11 @@ from tqdm import tqdm
 
 import lrbench
 from benchmarks.inputs import BATCH, trained_network
-from benchmarks.speed import images_of
+from benchmarks.speed import KEPT, images_of
 from lrbench.environment import environment
 from lrbench.files import write_atomically
 from lrbench.measure import time as clock
+from lrbench.measure.memory import allocator_environment
 from lrbench.training import training_step
 
 LEAST = 4
@@ -40,6 +44,12 @@ CHOOSING = 6
 """Steps by which the memory format is chosen."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+TABLE = (
+    "| step | processes | plain, ms | ms | ratio | 90 % | least, most | bound | |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+)
 
 
 class Case(NamedTuple):
@@ -80,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, help="CIFAR-10 records (binary) to measure on; the photographs without")
     parser.add_argument("--processes", type=int, default=5, help="that measure a case, or more (default 5)")
-    parser.add_argument("--rounds", type=int, default=12, help="timed steps of a kind in each (default 12)")
+    parser.add_argument("--rounds", type=int, default=24, help="timed steps of a kind in each (default 24)")
     parser.add_argument("--out", type=Path, help="folder for training.md and training.json")
     options = parser.parse_args(arguments)
     if options.processes < 2:
@@ -95,35 +105,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "",
         f"The paper's network, widths 32, 64, 128, batches of {BATCH}, after one epoch on {name}.",
         f"{torch.get_num_threads()} threads. Processes, one after the other, take both kinds of step in turn, in",
-        f"{options.rounds} rounds. What one tells are medians over its rounds, and their ratio; here are geometric",
-        "means over processes, with Student's interval, and the least and the largest ratio. Either model runs in the",
-        f"memory format in which its median of {CHOOSING} steps, taken before, is shorter. A round of `warm` is of",
-        f"{period} steps, from one refresh of its basis to the next, and counts with their mean; there are {LEAST} at",
-        "least. With the input's factors kept, a step reads no images.",
-        "",
-        "| step | processes | plain, ms | ms | ratio | 90 % | least, most | bound | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        f"{options.rounds} rounds, on the same parameters. What one tells are medians over its rounds, and their",
+        "ratio; here are geometric means over processes, with Student's interval, and the least and the largest",
+        f"ratio. Either model runs in the memory format in which its median of {CHOOSING} steps, taken before, is",
+        f"shorter. A round of `warm` is of {period} steps, from one refresh of its basis to the next, and counts with",
+        f"their mean; there are {LEAST} at least. With the input's factors kept, a step reads no images.",
     ]
     results: dict[str, Any] = {"images": name, "environment": environment()}
-    notes = []
-    alone = ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1)
-    with alone, tqdm(total=options.processes * sum(case.repeats for case in CASES)) as progress:
-        for case in CASES:
-            results[str(case)] = measured = []
-            for _ in range(options.processes * case.repeats):
-                measured.append(alone.submit(_measure, case, model, options.records, options.rounds).result())
-                progress.update()
-            lines.append(_row(case, measured))
-            progress.write(lines[-1])
-            if case.keeps:
-                notes.append(
-                    f"The kept factors of {len(images)} images take {measured[0]['kept_bytes']:,} bytes, the images "
-                    f"themselves, as float32, {images.nbytes:,}."
-                )
-            if options.out is not None:  # at once: what is measured stays, whatever becomes of the rest
-                text = "\n".join([*lines, "", *notes, ""])
-                write_atomically(options.out / "training.md", text)
-                write_atomically(options.out / "training.json", json.dumps(results, indent=1))
+    notes: list[str] = []
+    plans = [(case, options.processes * case.repeats) for case in CASES]
+    defaults = [(case, options.processes) for case in CASES if case.bound is not None]
+    with tqdm(total=sum(processes for _, processes in [*plans, *defaults])) as progress:
+        for title, threshold, chosen in (
+            ("Freed memory is kept", KEPT.threshold, plans),
+            ("Freed memory is kept or returned as glibc's default has it", None, defaults),
+        ):
+            variables = allocator_environment(threshold)
+            lines += ["", f"## {title}", "", *TABLE]
+            results[title] = {}
+            for case, processes in chosen:
+                results[title][str(case)] = measured = []
+                for _ in range(processes):
+                    measured.append(_apart(variables, case, model, options.records, options.rounds))
+                    progress.update()
+                lines.append(_row(case, measured))
+                progress.write(lines[-1])
+                if case.keeps:
+                    theirs = f"The kept factors of {len(images)} images take {measured[0]['kept_bytes']:,} bytes"
+                    notes = [f"{theirs}, the images themselves, as float32, {images.nbytes:,}.", ""]
+                if options.out is not None:  # at once: what is measured stays, whatever becomes of the rest
+                    write_atomically(options.out / "training.md", "\n".join([*lines, "", *notes]))
+                    write_atomically(options.out / "training.json", json.dumps(results, indent=1))
+
+
+def _apart(variables: Mapping[str, str], *arguments: Any) -> dict[str, Any]:
+    """What :func:`_measure` gives in a process of its own, which has these environment variables and no others."""
+    alone = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    with patch.dict(os.environ, variables, clear=True), alone:
+        return alone.submit(_measure, *arguments).result()
 
 
 def _measure(case: Case, model: nn.Module, records: Path | None, rounds: int) -> dict[str, Any]:
@@ -131,12 +150,15 @@ def _measure(case: Case, model: nn.Module, records: Path | None, rounds: int) ->
     images, labels, _ = images_of(records)
     torch.manual_seed(0)
     wrapped = lrbench.wrap(copy.deepcopy(model), case.mask, case.compressor, case.eps, case.path)
-    kept = None
-    steps = [_stepping(copy.deepcopy(model), images, labels, layout) for layout in FORMATS.values()]
+    kept, plain_steps, our_steps = None, [], []
     for layout in FORMATS.values():
-        copied = copy.deepcopy(wrapped)
-        kept = lrbench.KeptInput(copied, images) if case.keeps else None
-        steps.append(_stepping(copied, images, labels, layout, kept))
+        ours = copy.deepcopy(wrapped).to(memory_format=layout).train()  # type: ignore[call-overload]
+        same = {id(tensor): tensor for tensor in (*ours.parameters(), *ours.buffers())}
+        optimizer = torch.optim.Adam(ours.parameters(), 1e-3, fused=True)
+        kept = lrbench.KeptInput(ours, images) if case.keeps else None
+        plain_steps.append(_stepping(lrbench.unwrap(copy.deepcopy(ours, same)), optimizer, images, labels, layout))
+        our_steps.append(_stepping(ours, optimizer, images, labels, layout, kept))
+    steps = plain_steps + our_steps
     # A basis that is kept from step to step has to be found first: more steps are taken before the clock runs.
     period = clock.period_of(wrapped)
     rounds = max(rounds // period, LEAST) if period > 1 else rounds
@@ -150,14 +172,13 @@ def _measure(case: Case, model: nn.Module, records: Path | None, rounds: int) ->
 
 def _stepping(
     model: nn.Module,
+    optimizer: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
-    layout: torch.memory_format = torch.contiguous_format,
+    layout: torch.memory_format,
     kept: lrbench.KeptInput | None = None,
 ) -> clock.Step:
     """Steps of a model on one batch after the other."""
-    model = model.to(memory_format=layout).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     order = torch.arange(len(images)).split(BATCH)
 
     def step(number: int) -> None:

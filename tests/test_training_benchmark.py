@@ -1,10 +1,15 @@
 """The benchmark of training steps: what a row says of the processes that measured it."""
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+
+from lrbench.conv import compressed_layers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are not installed
 from benchmarks import training
@@ -43,6 +48,56 @@ def test_a_bound_is_kept_or_missed_and_told_apart_from_what_the_mean_alone_says(
 def test_with_kept_factors_a_step_as_long_as_the_plain_one_misses_its_bound():
     assert row([0.5, 2.0], bound=1.0)[-1] == "kept, by the mean alone"
     assert row([0.5, 2.0], bound=1.0, keeps=True)[-2:] == ["< 1.00", "missed, by the mean alone"]
+
+
+def images_of(records):
+    return torch.rand(100, 3, 8, 8), torch.zeros(100, dtype=torch.int64), "noise"
+
+
+def test_both_kinds_of_step_train_the_same_parameters_with_the_same_optimizer(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "images_of", images_of)
+    monkeypatch.setattr(training, "training_step", lambda model, optimizer, *_: seen.append((optimizer, model)))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 2))
+    training._measure(Case("1", "svd", 0.1, "both", keeps=True), model, None, 2)
+    optimizers = {id(optimizer): optimizer for optimizer, _ in seen}
+    assert len(optimizers) == len(training.FORMATS)
+    for key, optimizer in optimizers.items():
+        models = {id(trained): trained for made, trained in seen if id(made) == key}.values()
+        assert sorted(len(compressed_layers(trained)) for trained in models) == [0, 1]
+        trained_by = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for trained in models:
+            assert {id(parameter) for parameter in trained.parameters()} == trained_by
+
+
+def test_all_is_measured_where_memory_is_kept_and_what_is_promised_by_default_too(monkeypatch, tmp_path):
+    told = []
+
+    def apart(variables, case, *_):
+        told.append((case, {name for name in variables if name.startswith("MALLOC_")}))
+        return {"plain": [0.1], "wrapped": [0.1 + 0.01 * len(told)], "kept_bytes": 7}
+
+    monkeypatch.setattr(training, "images_of", images_of)
+    monkeypatch.setattr(training, "trained_network", lambda images, labels: None)
+    monkeypatch.setattr(training, "_apart", apart)
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1000000")  # of whoever calls: it is not to count
+    training.main(["--processes", "2", "--out", str(tmp_path)])
+    keeping = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    assert {case for case, names in told if names == keeping} == set(training.CASES)
+    assert {case for case, names in told if not names} == {case for case in training.CASES if case.bound is not None}
+    assert all(names in (keeping, set()) for _, names in told)
+    page = (tmp_path / "training.md").read_text(encoding="utf-8")
+    assert page.count("input's factors kept |") == 2
+    assert page.count("take 7 bytes") == 1
+
+
+def test_a_process_has_the_variables_that_it_is_given_and_no_others(monkeypatch):
+    monkeypatch.setattr(training, "_measure", os.getenv)
+    monkeypatch.setenv("LRBENCH_TOLD", "by the caller")
+    rest = {name: value for name, value in os.environ.items() if name != "LRBENCH_TOLD"}
+    assert training._apart(rest, "LRBENCH_TOLD") is None
+    assert training._apart({**rest, "LRBENCH_TOLD": "anew"}, "LRBENCH_TOLD") == "anew"
+    assert os.environ["LRBENCH_TOLD"] == "by the caller"
 
 
 def test_one_process_has_no_spread_and_is_refused(tmp_path, capsys):

@@ -105,20 +105,22 @@ def measure_peak(
         return list(pool.map(once, range(processes)))
 
 
-def allocator_environment(threshold: int) -> dict[str, str]:
+def allocator_environment(threshold: int | None) -> dict[str, str]:
     """Give this process's environment, in which glibc's allocator is told when to give memory back, and nothing else.
 
     Parameters
     ----------
-    threshold : int
+    threshold : int or None
         Bytes: what is no smaller is taken from the system by itself and given back when it is freed, as is so much
-        free memory at the heap's end. A number beyond all that is used lets the process keep everything.
+        free memory at the heap's end. A number beyond all that is used lets the process keep everything; None is
+        glibc's own choice, which follows what the process frees.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     # Other tunables stay: there are machines where torch cannot be loaded without them.
     tunables = [text for text in kept.pop("GLIBC_TUNABLES", "").split(":") if not text.startswith("glibc.malloc.")]
     told = {"GLIBC_TUNABLES": ":".join(tunables)} if any(tunables) else {}
-    return {**kept, **told, **dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(threshold))}
+    names = () if threshold is None else ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    return {**kept, **told, **dict.fromkeys(names, str(threshold))}
 
 
 def peak_of(step: Step, device: str = "cpu") -> Peak:
