@@ -9,7 +9,7 @@ from lrbench.report.listings import CELL, Listing, name_cell
 from lrbench.report.summaries import LEVEL, compare_accuracy, measure_sizes, plain_mask, plain_runs
 from lrbench.report.tables import Study
 from lrbench.report.verdicts import judge_accuracy
-from lrbench.report.wording import MISSING, NO_BREAK, count, general, join, number, percent, plural, signed
+from lrbench.report.wording import MISSING, NO_BREAK, count, general, join, number, percent, plural, probability, signed
 
 __all__ = ["list_accuracy", "list_compared", "list_contrasts", "list_effects", "list_gradients"]
 
@@ -63,7 +63,7 @@ def list_contrasts(study: Study) -> Listing:
                 contrast.against,
                 signed(contrast.mean),
                 *(MISSING if ends is None else f"{signed(ends[0], 2)} to {signed(ends[1], 2)}" for ends in intervals),
-                MISSING if contrast.p is None else number(contrast.p, 3),
+                probability(contrast.p),
                 by_seed or MISSING,
                 judge_contrast(contrast),
             )
@@ -143,8 +143,8 @@ def list_effects(study: Study) -> Listing:
         for effect in sorted((*effects.main, *effects.pairs), key=lambda effect: effect.points):
             clear = "holds 0" if effect.low <= 0 <= effect.high else "costs" if effect.high < 0 else "gains"
             interval = f"{signed(effect.low, 2)} to {signed(effect.high, 2)}"
-            p = number(effect.p, 3)
-            rows.append((effects.cell.label, effect.name, signed(effect.points, 2), interval, p, clear))
+            points, p = signed(effect.points, 2), probability(effect.p)
+            rows.append((effects.cell.label, effect.name, points, interval, p, clear))
         notes.append(
             f"{effects.cell.label}: {plural(effects.masks, 'mask')}, {plural(effects.seeds, 'seed')}, "
             f"{effects.freedom} degrees of freedom, residual {number(effects.noise)} points."

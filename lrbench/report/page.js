@@ -47,7 +47,7 @@
   }
 
   const textOf = (row, column) => row.cells[column].textContent.trim();
-  const plain = (text) => text.replaceAll(",", "").replace("\u2212", "-").replace(/\s*%$/, "");
+  const plain = (text) => text.replaceAll(",", "").replace(/^< /, "").replace("\u2212", "-").replace(/\s*%$/, "");
 
   // A column is of numbers if it says so, or if there is nothing else in it; in it, what begins with none is missing.
   function valuesOf(rows, column, numeric) {

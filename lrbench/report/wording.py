@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["count", "join", "number", "percent", "plain_text", "plural", "shape", "signed", "span"]
+__all__ = ["count", "join", "number", "percent", "plain_text", "plural", "probability", "shape", "signed", "span"]
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
@@ -39,6 +39,12 @@ def shape(m: int, n: int | None) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """Write a share, in [0, 1], as a percentage."""
     return MISSING if share is None or math.isnan(share) else f"{number(100 * share, digits)} %"
+
+
+def probability(value: float | None) -> str:
+    """Write a p-value, of which none is zero."""
+    least = 0.001
+    return f"< {least}" if value is not None and value < least else number(value, 3)
 
 
 def general(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from browser import Page, browse, find_chromium
 from report_records import layer, make_failure, make_record, write_folder
+from test_effects import some
 
 from lrbench.report import write_report
 
@@ -141,6 +142,21 @@ def test_runs_are_sorted_as_numbers_up_then_down_then_as_they_were(chromium: Pag
     sort_by(chromium, "compressor")
     assert column(chromium, "compressor") == [NASTY, "aca", "aca", "plain model", "svd", "svd"]
     assert chromium.complaints == []
+
+
+def test_the_smallest_p_sorts_before_all_that_are_told(chromium: Page, tmp_path: Path) -> None:
+    chromium.open(write_report(write_folder(tmp_path, some())))
+    cells = "[...document.querySelectorAll('[data-ours] tbody tr')].map(row => row.cells[4].textContent.trim())"
+    chromium.run(
+        "[...document.querySelectorAll('th')].find(e => e.textContent.trim() === 'p (Holm)').closest('table')"
+        ".dataset.ours = ''"
+    )
+    chromium.click("[data-ours] th:nth-child(5) button")
+    shown = chromium.run(cells)
+    told = shown.count("< 0.001")
+    assert told > 1
+    assert shown[:told] == ["< 0.001"] * told
+    assert shown[told:] == sorted(shown[told:], key=float)
 
 
 def test_a_sort_button_answers_the_keyboard(chromium: Page, report: Path) -> None:

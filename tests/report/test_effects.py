@@ -8,6 +8,7 @@ from lrbench.report import write_report
 from lrbench.report.effects import _with_intervals, estimate_effects
 from lrbench.report.learning_listings import list_effects
 from lrbench.report.tables import make_studies
+from lrbench.report.wording import probability
 
 MASKS = ["".join(bits) for bits in product("01", repeat=6) if bits.count("1") % 2 == 0]
 COSTS = np.array([0.0, 0.002, 0.03, 0.0, 0.01, 0.0])
@@ -70,6 +71,17 @@ def test_p_is_adjusted_for_all_effects_of_a_kind():
     assert [effect.p for effect in by_size] == sorted(effect.p for effect in by_size)
     assert by_size[0].p < 1e-6
     assert by_size[-1].p > 0.1
+
+
+def test_no_p_reads_as_zero():
+    (study,) = make_studies(some())
+    listing = list_effects(study)
+    shown = [row[listing.columns.index("p (Holm)")] for row in listing.rows]
+    assert shown.count("< 0.001") > 1
+    assert "0.000" not in shown
+    assert [probability(p) for p in (None, 0.0, 0.00099, 0.001, 0.0149, 1.0)] == [
+        *("–", "< 0.001", "< 0.001", "0.001", "0.015", "1.000"),
+    ]
 
 
 def test_runs_without_an_accuracy_are_named_beside_the_effects():
