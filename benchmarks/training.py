@@ -1,6 +1,6 @@
 """Training steps with compression beside steps without it: ratios of medians, side by side in each of some processes.
 
-``python -m benchmarks.training [--records FILE] [--out DIR]`` prints the table, and writes it with every single time
+``python -m benchmarks.training [--records FILE] [--out DIR]`` prints the tables, and writes them with every single time
 into DIR. It wants the machine to itself. The network is the paper's, of widths 32, 64 and 128, after one epoch on the
 images. Each case is measured beside the plain model, either in the memory format that some steps of both have shown to
 be faster for it. Where memory happens to lie moves a ratio by more than what is to be told: the two take turns at
@@ -44,7 +44,6 @@ CHOOSING = 6
 """Steps by which the memory format is chosen."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-
 
 TABLE = (
     "| step | processes | plain, ms | ms | ratio | 90 % | least, most | bound | |",

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from lrbench.compressors.on_input import InputCompressor
     from lrbench.conv import compressed_layers, unwrap, wrap
     from lrbench.encoded import Code, EncodedInput
-    from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis
+    from lrbench.factors import Factors, Origin
     from lrbench.im2col import Geometry, Im2col
     from lrbench.kept import KeptInput
+    from lrbench.low_rank import Basis, LowRank, SharedBasis
     from lrbench.measure.error import relative_error
     from lrbench.measure.ledger import Ledger, take_ledger
     from lrbench.measure.savings import measure_savings
@@ -84,6 +85,7 @@ _HOMES = (
     "factors",
     "im2col",
     "kept",
+    "low_rank",
     "policy",
     "measure.error",
     "measure.ledger",

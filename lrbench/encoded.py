@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, scale_by_power_of_two
 from lrbench.compressed import Compressed, in_full_precision
-from lrbench.factors import ranges
 from lrbench.im2col import Geometry, Im2col, slices_of
+from lrbench.low_rank import ranges
 
 __all__ = ["Code", "EncodedInput", "as_images", "lost_energy"]
 

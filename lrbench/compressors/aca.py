@@ -4,7 +4,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.crosses import cross_approximation
-from lrbench.factors import LowRank
+from lrbench.low_rank import LowRank
 
 
 @register("aca")

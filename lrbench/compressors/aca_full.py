@@ -6,7 +6,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.deflation import Pair, deflated
-from lrbench.factors import LowRank
+from lrbench.low_rank import LowRank
 
 
 @register("aca-full")

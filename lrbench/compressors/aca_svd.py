@@ -9,8 +9,8 @@ from lrbench.compressors.base import Compressor
 from lrbench.compressors.crosses import cross_approximation
 from lrbench.compressors.projection import truncated_projection
 from lrbench.compressors.spectral import GRAM_LIMIT, INSIDE, per_matrix, shorter_side
-from lrbench.factors import Basis, LowRank
 from lrbench.kernels.kernel_blocks import KernelBlocks
+from lrbench.low_rank import Basis, LowRank
 
 
 @register("aca-svd")

@@ -16,9 +16,10 @@ from lrbench.blocks import Blocks, ScaledBlocks, as_blocks
 from lrbench.compressed import Compressed, full_precision
 from lrbench.compressors.certificate import check, stored
 from lrbench.compressors.spectral import largest_rank, truncated_svd
-from lrbench.factors import Basis, Factors, LowRank, Origin, SharedBasis, ranges
+from lrbench.factors import Factors, Origin
 from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
+from lrbench.low_rank import Basis, LowRank, SharedBasis, ranges
 
 __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError", "UnknownCompressorError", "scale_exponents", "without"]
 

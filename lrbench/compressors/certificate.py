@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks, aligned_copy, aligned_product, scale_by_power_of_two
-from lrbench.factors import Basis, LowRank, RowSubset, SharedBasis
 from lrbench.kernels.kernel_blocks import KernelBlocks
 from lrbench.kernels.prefix import packed_rows, row_energies
+from lrbench.low_rank import Basis, LowRank, RowSubset, SharedBasis
 
 __all__ = ["Checked", "check", "projection_slack", "residual_norms", "stored", "unscaled"]
 

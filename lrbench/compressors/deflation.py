@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks
 from lrbench.compressors.spectral import INSIDE
-from lrbench.factors import LowRank
 from lrbench.kernels.kernel_blocks import KernelBlocks
+from lrbench.low_rank import LowRank
 
 __all__ = ["Pair", "deflated"]
 

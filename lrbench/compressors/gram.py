@@ -4,7 +4,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.spectral import through_gram
-from lrbench.factors import Basis
+from lrbench.low_rank import Basis
 
 
 @register("gram")

@@ -6,8 +6,8 @@ from lrbench.blocks import Blocks, each_block
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.spectral import INSIDE
-from lrbench.factors import LowRank, RowSubset
 from lrbench.kernels.kernel_blocks import KernelBlocks
+from lrbench.low_rank import LowRank, RowSubset
 
 
 @register("id")

@@ -6,7 +6,8 @@ from torch import Tensor
 from lrbench.blocks import Blocks, DenseBlocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
-from lrbench.factors import Factors, LowRank, Origin
+from lrbench.factors import Factors, Origin
+from lrbench.low_rank import LowRank
 
 
 @register("none")

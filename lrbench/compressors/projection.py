@@ -6,7 +6,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, aligned_copy, aligned_product, each_block
 from lrbench.compressors.certificate import residual_norms
 from lrbench.compressors.spectral import GRAM_LIMIT, per_matrix, thin_svd, truncation_ranks
-from lrbench.factors import LowRank
+from lrbench.low_rank import LowRank
 
 __all__ = ["truncated_projection"]
 

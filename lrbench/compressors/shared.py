@@ -7,7 +7,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.pooled import beside, improved, needed, projected
-from lrbench.factors import SharedBasis
+from lrbench.low_rank import SharedBasis
 
 
 @register("shared")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lrbench.blocks import Blocks
-from lrbench.factors import Basis
 from lrbench.kernels.kernel_blocks import KernelBlocks
+from lrbench.low_rank import Basis
 
 __all__ = [
     "GRAM_LIMIT",

@@ -6,7 +6,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.spectral import leading_vectors
-from lrbench.factors import Basis
+from lrbench.low_rank import Basis
 
 
 @register("svd-rank")

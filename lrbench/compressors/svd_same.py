@@ -18,8 +18,8 @@ from lrbench.compressors.spectral import (
     shorter_side,
     triangle_spectrum,
 )
-from lrbench.factors import Basis
 from lrbench.kernels.kernel_blocks import KernelBlocks
+from lrbench.low_rank import Basis
 
 
 @register("svd-same-rank")

@@ -8,7 +8,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.pooled import improved
 from lrbench.compressors.shared import BatchBasis
-from lrbench.factors import SharedBasis
+from lrbench.low_rank import SharedBasis
 
 
 @register("warm")

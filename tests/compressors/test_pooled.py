@@ -13,7 +13,7 @@ from lrbench.compressors import certificate
 from lrbench.compressors.certificate import check, projection_slack
 from lrbench.contract.adversarial import low_rank_plus_noise, photo_crops
 from lrbench.contract.comparing import SLACK, each_dtype
-from lrbench.factors import SharedBasis
+from lrbench.low_rank import SharedBasis
 
 POOLED = pytest.mark.parametrize("name", ["shared", "warm"])
 
