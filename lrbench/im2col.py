@@ -286,10 +286,7 @@ class Im2col(Blocks):
 
     def abs_max(self) -> Tensor:
         """Largest magnitude in each block, (N·groups,); pixels that no window reaches do not count."""
-        images, reached = self.images, self.multiplicity() > 0
-        if not bool(reached.all()):
-            images = torch.where(reached, images, images.new_zeros(()))
-        return largest_magnitudes(images)
+        return largest_magnitudes(self.reached())
 
     def scaled(self, exponent: Tensor) -> "Im2col":
         """Block i times 2**exponent[i], over padded images, so that every later reading is a view."""
@@ -321,7 +318,7 @@ class Im2col(Blocks):
     @property
     def _ungrouped(self) -> Geometry:
         g = self.geometry
-        return Geometry(g.kernel_size, g.stride, g.dilation, g.padding, g.padding_mode)
+        return g if g.groups == 1 else Geometry(g.kernel_size, g.stride, g.dilation, g.padding, g.padding_mode)
 
     def _single_group(self, images: Tensor) -> "Im2col":
         return Im2col.of(images, self._ungrouped)
@@ -333,6 +330,13 @@ class Im2col(Blocks):
         """How often each pixel occurs in a block: (H, W) float64."""
         H, W = self.images.shape[2:]
         return _multiplicity(self._ungrouped, H, W).to(self.device)
+
+    def reached(self) -> Tensor:
+        """The images, or copies with zeros for what no window reaches and what may be anything."""
+        H, W = self.images.shape[2:]
+        if _reaches_all(self._ungrouped, H, W):
+            return self.images
+        return torch.where(self.multiplicity() > 0, self.images, self.images.new_zeros(()))
 
     def _windows(self) -> Tensor:
         """The blocks as a view of the padded images: (N·groups, C/groups, R, S, H', W')."""
@@ -412,6 +416,11 @@ def _multiplicity(geometry: Geometry, H: int, W: int) -> Tensor:
         ones = torch.ones(1, 1, *geometry.output_size((H, W)), dtype=torch.float64)
         kernel = torch.ones(1, 1, *geometry.kernel_size, dtype=torch.float64)
         return geometry.grad_input(ones, kernel, torch.Size((1, 1, H, W)))[0, 0]
+
+
+@lru_cache(maxsize=256)
+def _reaches_all(geometry: Geometry, H: int, W: int) -> bool:
+    return bool((_multiplicity(geometry, H, W) > 0).all())
 
 
 def _pair(value: int | Pair, what: str, least: int) -> Pair:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "LowRank", "RowSubset", "SharedBasis", "ranges", "select_blocks"]
+__all__ = ["Basis", "LowRank", "PivotRows", "RowSubset", "SharedBasis", "ranges", "select_blocks"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,29 @@ class Basis:
 
     side: Literal["rows", "columns"]
     vectors: Tensor
+    ranks: Tensor
+
+
+@dataclass(frozen=True)
+class PivotRows:
+    """Columns of U_i, and of which of a block's own rows those of V_i are made; the certificate computes these.
+
+    Attributes
+    ----------
+    columns : Tensor
+        (N, k, m), of which the leading ``ranks[i]`` rows are columns of U_i.
+    coefficients : Tensor
+        (N, k, k), of the same dtype: row l of V_i is Σ_{j <= l} ``coefficients[i, l, j]`` times row ``chosen[i, j]`` of
+        D_i; what is above the diagonal is not to be read.
+    chosen : Tensor
+        (N, k) int64.
+    ranks : Tensor
+        (N,) int64, the r_i <= k.
+    """
+
+    columns: Tensor
+    coefficients: Tensor
+    chosen: Tensor
     ranks: Tensor
 
 

@@ -50,9 +50,9 @@ def test_a_record_holds_every_epoch_both_evaluations_and_every_prediction(record
     assert [layer["layer"] for layer in record["layers"]] == ["conv1", "conv3", "conv5"]
     gradients = {row["layer"]: row for row in record["gradients"]}
     assert set(gradients) > {"conv1", "conv2", "conv3", "conv4", "conv5", "conv6"}
-    assert 0 < gradients["conv1"]["error"] < 1
-    assert -1 < gradients["conv1"]["cosine_min"] <= gradients["conv1"]["cosine"]
-    assert 0 < gradients["conv1"]["cosine"] < 1
+    assert 0 < gradients["conv5"]["error"] < 1
+    assert -1 < gradients["conv5"]["cosine_min"] <= gradients["conv5"]["cosine"]
+    assert 0 < gradients["conv5"]["cosine"] < 1
 
 
 def test_a_record_holds_the_steps_time_and_its_parts_beside_the_plain_one(record):

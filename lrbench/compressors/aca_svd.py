@@ -6,6 +6,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, aligned
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
+from lrbench.compressors.certificate import stored
 from lrbench.compressors.crosses import cross_approximation
 from lrbench.compressors.projection import truncated_projection
 from lrbench.compressors.spectral import GRAM_LIMIT, INSIDE, per_matrix, shorter_side
@@ -35,7 +36,8 @@ class RecompressedACA(Compressor):
 
     def factorize(self, blocks: Blocks) -> LowRank | Basis:
         """Let the crosses go further than eps, so that the SVD has something to cut."""
-        crosses = cross_approximation(blocks, _FURTHER * self.aim, stop="residual", most=self.largest_rank(blocks))
+        proposed = cross_approximation(blocks, _FURTHER * self.aim, stop="residual", most=self.largest_rank(blocks))
+        crosses = stored(blocks, proposed, torch.zeros_like(proposed.ranks))
         view = KernelBlocks.of(blocks)
         if view is not None and self.aim >= GRAM_LIMIT:
             side = shorter_side(blocks)

@@ -9,6 +9,7 @@ import math
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from lrbench.compressors.spectral import largest_rank, truncated_svd
 from lrbench.factors import Factors, Origin
 from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
-from lrbench.low_rank import Basis, LowRank, SharedBasis, ranges
+from lrbench.low_rank import Basis, LowRank, PivotRows, SharedBasis, ranges
 
 __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError", "UnknownCompressorError", "scale_exponents", "without"]
 
@@ -136,7 +137,7 @@ class Compressor:
         half = "" if self.factors is None else f", factors={self.factors!r}"
         return f"{type(self).__name__}(eps={self.eps:g}{half})"
 
-    def factorize(self, blocks: Blocks) -> LowRank | Basis | SharedBasis:
+    def factorize(self, blocks: Blocks) -> LowRank | Basis | SharedBasis | PivotRows:
         """Approximate blocks by factors, to the relative error :attr:`aim`.
 
         Parameters
@@ -182,12 +183,12 @@ class Compressor:
         if len(blocks) == 0:
             return self._represent_nothing(blocks)
         magnitude = blocks.abs_max()
-        bad = ~torch.isfinite(magnitude)
-        any_bad = bool(bad.any())
-        if any_bad and nonfinite == "raise":
+        finite = magnitude < torch.inf
+        bad = None if bool(finite.all()) else ~finite
+        if bad is not None and nonfinite == "raise":
             raise NonFiniteBlockError(bad.nonzero()[:, 0].tolist())
         with full_precision(blocks.device.type):
-            return self._represent(blocks, magnitude, bad if any_bad else None)
+            return self._represent(blocks, magnitude, bad)
 
     def largest_rank(self, blocks: Blocks) -> int:
         """The rank above which a block's factors take more memory than the block."""
@@ -244,26 +245,26 @@ class Compressor:
         in_place = not self.forms_blocks and blocks.device.type == "cpu" and not KernelBlocks.form(blocks)
         formed = 0 if in_place else m * n
         step = N if self.pooled else max(1, limit // (8 * (formed + min(m, n) ** 2)))
-        parts, origins = [], []
-        for start in range(0, N, step):
-            part = slice(start, min(start + step, N))
-            factors, origin = self._certified(finite.select(part), exponent[part])
-            parts.append(factors)
-            origins.append(origin)
-        origin = torch.cat(origins)
+        if step >= N:
+            factors, origin = self._certified(finite.select(slice(N)), exponent)
+        else:
+            cuts = [slice(start, min(start + step, N)) for start in range(0, N, step)]
+            parts = [self._certified(finite.select(cut), exponent[cut]) for cut in cuts]
+            factors, origin = LowRank.concatenate([part for part, _ in parts]), torch.cat([part for _, part in parts])
         if bad is not None:
             origin[bad] = int(Origin.STORED)
-        return self._assemble(blocks, LowRank.concatenate(parts), origin)
+        return self._assemble(blocks, factors, origin)
 
     def _certified(self, blocks: Blocks, exponent: Tensor) -> tuple[LowRank, Tensor]:
         """Factors of some blocks that keep the tolerance, or none where a block is to be stored, and the origins."""
-        work = ScaledBlocks(blocks, -exponent)
+        lowered = -exponent
+        work = ScaledBlocks(blocks, lowered)
         origin = torch.full((len(work),), int(Origin.OWN), dtype=torch.uint8, device=work.device)
         if self.eps == 1 and self.guarantee == "block":
             return self._empty(work), origin
         dtype = work.dtype if self.factors is None else HALVES[self.factors]
         # The method gets blocks of its own: it may work in place, and the check must not see what it left.
-        proposal = self.factorize(ScaledBlocks(blocks, -exponent))
+        proposal = self.factorize(ScaledBlocks(blocks, lowered))
         if self.guarantee != "block":
             factors = stored(work, proposal, exponent, dtype)
             if self.factors is not None:
@@ -271,6 +272,8 @@ class Compressor:
             return factors, origin
         factors, kept = check(work, proposal, exponent, self.eps, dtype)
         fits = _fits(factors, work)
+        if factors.starts is None and bool((fits & kept).all()):
+            return factors, origin
         if factors.starts is not None:
             # Where a shared basis is too large for these blocks, one of their own need not be.
             kept, fits = kept & fits, torch.ones_like(fits)
@@ -319,6 +322,10 @@ def scale_exponents(magnitude: Tensor) -> Tensor:
 
     A magnitude of one, which many an image has, stays as it is: nothing has to be scaled back.
     """
+    if magnitude.device.type == "cpu" and magnitude.dtype in (torch.float32, torch.float64):
+        # As below: of so few numbers most of the time goes into calls, which NumPy's take less of.
+        m, e = np.frexp(magnitude.detach().numpy())
+        return torch.from_numpy(e.astype(np.int64) - (m == 0.5))
     mantissa, exponent = torch.frexp(magnitude)
     return exponent.to(torch.int64) - (mantissa == 0.5).to(torch.int64)
 

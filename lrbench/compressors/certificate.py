@@ -8,7 +8,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, aligned_copy, aligned_product, scale_by_power_of_two
 from lrbench.kernels.kernel_blocks import KernelBlocks
 from lrbench.kernels.prefix import packed_rows, row_energies
-from lrbench.low_rank import Basis, LowRank, RowSubset, SharedBasis
+from lrbench.low_rank import Basis, LowRank, PivotRows, RowSubset, SharedBasis
 
 __all__ = ["Checked", "check", "projection_slack", "residual_norms", "stored", "unscaled"]
 
@@ -40,7 +40,7 @@ class Checked(NamedTuple):
 
 def check(
     blocks: Blocks,
-    proposal: LowRank | Basis | SharedBasis,
+    proposal: LowRank | Basis | SharedBasis | PivotRows,
     exponent: Tensor,
     eps: float,
     dtype: torch.dtype | None = None,
@@ -51,7 +51,7 @@ def check(
     ----------
     blocks : Blocks
         The blocks D_i, scaled to a largest magnitude near one.
-    proposal : LowRank, Basis or SharedBasis
+    proposal : LowRank, Basis, SharedBasis or PivotRows
         Of these blocks.
     exponent : Tensor
         (N,) int64: the original blocks are 2**e_i times as large.
@@ -60,9 +60,12 @@ def check(
     dtype : torch.dtype, optional
         Of the factors, as :func:`stored` takes it.
     """
-    if isinstance(proposal, LowRank) or dtype not in (None, blocks.dtype):
-        factors = stored(blocks, proposal, exponent, dtype)
-        squared, energy = _residuals(blocks, factors, exponent, single=eps >= _SINGLE_LIMIT)
+    if isinstance(proposal, LowRank | PivotRows) or dtype not in (None, blocks.dtype):
+        if isinstance(proposal, PivotRows) and dtype in (None, blocks.dtype) and eps >= _SINGLE_LIMIT:
+            factors, squared, energy = _combined(blocks, proposal, exponent, measured=True)
+        else:
+            factors = stored(blocks, proposal, exponent, dtype)
+            squared, energy = _residuals(blocks, factors, exponent, single=eps >= _SINGLE_LIMIT)
         kept = squared <= eps**2 * energy
         if eps >= _SINGLE_LIMIT:
             _decide(blocks, factors, exponent, eps, kept, ~kept)
@@ -79,8 +82,8 @@ def check(
 
 def _decide(blocks: Blocks, factors: LowRank, exponent: Tensor, eps: float, kept: Tensor, near: Tensor) -> None:
     """Let the residual, formed in float64, say of the blocks that are ``near`` whether they are kept."""
-    index = near.nonzero()[:, 0]
-    if len(index):
+    if bool(near.any()):
+        index = near.nonzero()[:, 0]
         squared, energy = _residuals(blocks.select(index), factors.select(index), exponent[index])
         kept[index] = squared <= eps**2 * energy
 
@@ -99,7 +102,7 @@ def _leaves_room(blocks: Blocks, basis: Basis, eps: float) -> bool:
 
 def stored(
     blocks: Blocks,
-    proposal: LowRank | Basis | SharedBasis,
+    proposal: LowRank | Basis | SharedBasis | PivotRows,
     exponent: Tensor,
     dtype: torch.dtype | None = None,
 ) -> LowRank:
@@ -122,6 +125,8 @@ def stored(
         return LowRank(proposal.vectors.clone(), V, proposal.ranks, torch.zeros_like(proposal.ranks))
     if isinstance(proposal, Basis):
         return _projected(blocks, proposal, exponent)[0]
+    if isinstance(proposal, PivotRows):
+        return _combined(blocks, proposal, exponent, measured=False)[0]
     rounded = proposal.to(blocks.dtype)
     if isinstance(proposal, RowSubset):
         return LowRank(rounded.U, _times_powers(rounded.V, exponent, rounded.ranks), rounded.ranks)
@@ -145,6 +150,14 @@ def _projected(blocks: Blocks, basis: Basis, exponent: Tensor, single: bool = Fa
 
     factors = stored(blocks, LowRank.by_rank(basis.ranks, project), exponent)
     return factors, *_residuals(blocks, factors, exponent)
+
+
+def _combined(blocks: Blocks, proposal: PivotRows, exponent: Tensor, measured: bool) -> tuple[LowRank, Tensor, Tensor]:
+    """The factors that pivot rows give, bounds of ‖D − UV‖_F², and the ‖D‖_F²; nothing of these unless ``measured``."""
+    view = KernelBlocks.of(blocks)
+    assert view is not None, "pivot rows come from kernels"
+    U, V, squared, energy = view.combine(proposal, exponent, measured)
+    return LowRank(U, V, proposal.ranks), squared, energy
 
 
 def _projected_in_half(blocks: Blocks, basis: Basis, exponent: Tensor, dtype: torch.dtype) -> LowRank:

@@ -5,7 +5,7 @@ The algorithm stands here for all blocks together, step by step, and for a CPU, 
 to rounding.
 """
 
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,14 +13,24 @@ from torch import Tensor
 from lrbench.blocks import Blocks
 from lrbench.compressors.spectral import INSIDE
 from lrbench.kernels.kernel_blocks import KernelBlocks
-from lrbench.low_rank import LowRank
+from lrbench.low_rank import LowRank, PivotRows
 
 __all__ = ["cross_approximation"]
 
 
+@overload
+def cross_approximation(blocks: Blocks, eps: float, stop: Literal["estimate"], most: int | None = None) -> LowRank: ...
+
+
+@overload
+def cross_approximation(
+    blocks: Blocks, eps: float, stop: Literal["residual"], most: int | None = None
+) -> LowRank | PivotRows: ...
+
+
 def cross_approximation(
     blocks: Blocks, eps: float, stop: Literal["residual", "estimate"], most: int | None = None
-) -> LowRank:
+) -> LowRank | PivotRows:
     """Approximate blocks by crosses with partial pivoting.
 
     The first pivot row is row 0. In each step the pivot column is where the pivot row of the residual is largest, v is
@@ -42,7 +52,7 @@ def cross_approximation(
 
     Returns
     -------
-    LowRank
+    LowRank or PivotRows
         In the blocks' dtype.
     """
     m, n = blocks.shape[1:]
@@ -52,6 +62,8 @@ def cross_approximation(
     if view is None:
         return _in_step(blocks.dense(), eps, stop == "residual", limit, floor)
     tolerance = (INSIDE * eps if stop == "residual" else eps) ** 2
+    if stop == "residual" and view.tells_pivots(tolerance):
+        return view.pivots(tolerance, floor, limit)
     return LowRank(*view.crosses(stop, tolerance, floor, limit))
 
 

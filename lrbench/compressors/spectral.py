@@ -39,9 +39,11 @@ def truncated_svd(blocks: Blocks, eps: float) -> Basis:
     """Factors of the least rank that keeps the relative Frobenius error below ``eps`` (Eckart and Young, 1936).
 
     For eps >= 1e-5 the singular vectors of the shorter side are eigenvectors of the Gram matrix, accumulated in
-    float64, and the other side follows by projection. On a CPU they are iterated on until the rank is proven to be the
-    least, and the squared error to exceed the least at that rank by no more than a millionth of eps²; elsewhere the
-    Gram matrix is decomposed whole. Below 1e-5, D is formed and decomposed.
+    float64, and the other side follows by projection. On a CPU the matrix is decomposed as far as is needed to prove
+    the rank to be the least, and the squared error to exceed the least at that rank by no more than a millionth of
+    eps²; elsewhere it is decomposed whole. Where on a CPU rows of float32 images are the shorter side and eps is at
+    least 0.03, the matrix is computed in float32, and again where rounding might decide on the rank: the rank is proven
+    as otherwise, and the error at it exceeds the least by some 1e-7 of eps². Below 1e-5, D is formed and decomposed.
 
     Parameters
     ----------

@@ -9,124 +9,187 @@ from typing import Any
 
 import numpy as np
 
+from lrbench.kernels.lanes import fma, load, summed, width, zeros
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import compiled, dot, inner
+from lrbench.kernels.loops import compiled, inner
 
-__all__ = ["columns_gram", "columns_scratch", "rows_gram", "rows_scratch"]
+__all__ = ["columns_gram", "columns_scratch", "reflect", "rows_doubt", "rows_gram", "rows_scratch"]
+
+
+_SLACK = 16
+"""Zeros that a vector may reach into: more than it has."""
 
 
 @compiled
-def _dot_at(P: Any, i: int, j: int, length: int) -> float:  # pragma: no cover (compiled)
-    return dot(P[i : i + length], P[j : j + length])
+def _dot_at(P: Any, i: int, Q: Any, j: int, length: int) -> float:  # pragma: no cover (compiled)
+    """In the numbers' own precision."""
+    a, b = P[i : i + length], Q[j : j + length]
+    total = P[0] - P[0]  # a zero of the dtype
+    for t in range(length):
+        total += a[t] * b[t]
+    return np.float64(total)
 
 
 # Inner products of one, two or three images with another one at five shifts, ``step`` apart: what is read from memory
-# is shared.
+# is shared. The last vector reads zeros of the images.
 
 
 @compiled
 def _five_by_one(
     P: Any, i0: int, j: int, step: int, length: int, out: Any, k: int
 ) -> None:  # pragma: no cover (compiled)
-    a = P[i0 : i0 + length]
-    d0, d1, d2 = P[j : j + length], P[j + step : j + step + length], P[j + 2 * step : j + 2 * step + length]
-    d3, d4 = P[j + 3 * step : j + 3 * step + length], P[j + 4 * step : j + 4 * step + length]
-    s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
-    for t in range(length):
-        x = a[t]
-        v0, v1, v2, v3, v4 = d0[t], d1[t], d2[t], d3[t], d4[t]
-        s0 += x * v0
-        s1 += x * v1
-        s2 += x * v2
-        s3 += x * v3
-        s4 += x * v4
-    out[0, k], out[0, k + 1], out[0, k + 2], out[0, k + 3], out[0, k + 4] = s0, s1, s2, s3, s4
+    s0 = s1 = s2 = s3 = s4 = zeros(P)
+    for t in range(0, length, width(P)):
+        x = load(P, (i0 + t,))
+        v0, v1, v2 = load(P, (j + t,)), load(P, (j + step + t,)), load(P, (j + 2 * step + t,))
+        v3, v4 = load(P, (j + 3 * step + t,)), load(P, (j + 4 * step + t,))
+        s0, s1, s2 = fma(s0, x, v0), fma(s1, x, v1), fma(s2, x, v2)
+        s3, s4 = fma(s3, x, v3), fma(s4, x, v4)
+    out[0, k], out[0, k + 1], out[0, k + 2] = summed(s0), summed(s1), summed(s2)
+    out[0, k + 3], out[0, k + 4] = summed(s3), summed(s4)
 
 
 @compiled
 def _five_by_two(
     P: Any, i0: int, i1: int, j: int, step: int, length: int, out: Any, k: int
 ) -> None:  # pragma: no cover (compiled)
-    a = P[i0 : i0 + length]
-    b = P[i1 : i1 + length]
-    d0, d1, d2 = P[j : j + length], P[j + step : j + step + length], P[j + 2 * step : j + 2 * step + length]
-    d3, d4 = P[j + 3 * step : j + 3 * step + length], P[j + 4 * step : j + 4 * step + length]
-    s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
-    t0, t1, t2, t3, t4 = 0.0, 0.0, 0.0, 0.0, 0.0
-    for t in range(length):
-        x, y = a[t], b[t]
-        v0, v1, v2, v3, v4 = d0[t], d1[t], d2[t], d3[t], d4[t]
-        s0 += x * v0
-        s1 += x * v1
-        s2 += x * v2
-        s3 += x * v3
-        s4 += x * v4
-        t0 += y * v0
-        t1 += y * v1
-        t2 += y * v2
-        t3 += y * v3
-        t4 += y * v4
-    out[0, k], out[0, k + 1], out[0, k + 2], out[0, k + 3], out[0, k + 4] = s0, s1, s2, s3, s4
-    out[1, k], out[1, k + 1], out[1, k + 2], out[1, k + 3], out[1, k + 4] = t0, t1, t2, t3, t4
+    s0 = s1 = s2 = s3 = s4 = zeros(P)
+    t0 = t1 = t2 = t3 = t4 = zeros(P)
+    for t in range(0, length, width(P)):
+        x, y = load(P, (i0 + t,)), load(P, (i1 + t,))
+        v0, v1, v2 = load(P, (j + t,)), load(P, (j + step + t,)), load(P, (j + 2 * step + t,))
+        v3, v4 = load(P, (j + 3 * step + t,)), load(P, (j + 4 * step + t,))
+        s0, s1, s2 = fma(s0, x, v0), fma(s1, x, v1), fma(s2, x, v2)
+        s3, s4 = fma(s3, x, v3), fma(s4, x, v4)
+        t0, t1, t2 = fma(t0, y, v0), fma(t1, y, v1), fma(t2, y, v2)
+        t3, t4 = fma(t3, y, v3), fma(t4, y, v4)
+    out[0, k], out[0, k + 1], out[0, k + 2] = summed(s0), summed(s1), summed(s2)
+    out[0, k + 3], out[0, k + 4] = summed(s3), summed(s4)
+    out[1, k], out[1, k + 1], out[1, k + 2] = summed(t0), summed(t1), summed(t2)
+    out[1, k + 3], out[1, k + 4] = summed(t3), summed(t4)
 
 
 @compiled
 def _five_by_three(
     P: Any, i0: int, i1: int, i2: int, j: int, step: int, length: int, out: Any, k: int
 ) -> None:  # pragma: no cover (compiled)
-    a = P[i0 : i0 + length]
-    b = P[i1 : i1 + length]
-    c = P[i2 : i2 + length]
-    d0, d1, d2 = P[j : j + length], P[j + step : j + step + length], P[j + 2 * step : j + 2 * step + length]
-    d3, d4 = P[j + 3 * step : j + 3 * step + length], P[j + 4 * step : j + 4 * step + length]
-    s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
-    t0, t1, t2, t3, t4 = 0.0, 0.0, 0.0, 0.0, 0.0
-    u0, u1, u2, u3, u4 = 0.0, 0.0, 0.0, 0.0, 0.0
-    for t in range(length):
-        x, y, z = a[t], b[t], c[t]
-        v0, v1, v2, v3, v4 = d0[t], d1[t], d2[t], d3[t], d4[t]
-        s0 += x * v0
-        s1 += x * v1
-        s2 += x * v2
-        s3 += x * v3
-        s4 += x * v4
-        t0 += y * v0
-        t1 += y * v1
-        t2 += y * v2
-        t3 += y * v3
-        t4 += y * v4
-        u0 += z * v0
-        u1 += z * v1
-        u2 += z * v2
-        u3 += z * v3
-        u4 += z * v4
-    out[0, k], out[0, k + 1], out[0, k + 2], out[0, k + 3], out[0, k + 4] = s0, s1, s2, s3, s4
-    out[1, k], out[1, k + 1], out[1, k + 2], out[1, k + 3], out[1, k + 4] = t0, t1, t2, t3, t4
-    out[2, k], out[2, k + 1], out[2, k + 2], out[2, k + 3], out[2, k + 4] = u0, u1, u2, u3, u4
+    s0 = s1 = s2 = s3 = s4 = zeros(P)
+    t0 = t1 = t2 = t3 = t4 = zeros(P)
+    u0 = u1 = u2 = u3 = u4 = zeros(P)
+    for t in range(0, length, width(P)):
+        x, y, z = load(P, (i0 + t,)), load(P, (i1 + t,)), load(P, (i2 + t,))
+        v0, v1, v2 = load(P, (j + t,)), load(P, (j + step + t,)), load(P, (j + 2 * step + t,))
+        v3, v4 = load(P, (j + 3 * step + t,)), load(P, (j + 4 * step + t,))
+        s0, s1, s2 = fma(s0, x, v0), fma(s1, x, v1), fma(s2, x, v2)
+        s3, s4 = fma(s3, x, v3), fma(s4, x, v4)
+        t0, t1, t2 = fma(t0, y, v0), fma(t1, y, v1), fma(t2, y, v2)
+        t3, t4 = fma(t3, y, v3), fma(t4, y, v4)
+        u0, u1, u2 = fma(u0, z, v0), fma(u1, z, v1), fma(u2, z, v2)
+        u3, u4 = fma(u3, z, v3), fma(u4, z, v4)
+    out[0, k], out[0, k + 1], out[0, k + 2] = summed(s0), summed(s1), summed(s2)
+    out[0, k + 3], out[0, k + 4] = summed(s3), summed(s4)
+    out[1, k], out[1, k + 1], out[1, k + 2] = summed(t0), summed(t1), summed(t2)
+    out[1, k + 3], out[1, k + 4] = summed(t3), summed(t4)
+    out[2, k], out[2, k + 1], out[2, k + 2] = summed(u0), summed(u1), summed(u2)
+    out[2, k + 3], out[2, k + 4] = summed(u3), summed(u4)
 
 
 @compiled
-def rows_scratch(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
-    """What :func:`rows_gram` works in."""
+def rows_scratch(layout: Any, work: Any) -> tuple[Any, Any, Any, Any]:  # pragma: no cover (compiled)
+    """What :func:`rows_gram` works in; its arithmetic on pixels is in the dtype of ``work``."""
     pitch, guard = _frameless(layout)
-    size = layout.height * pitch + 2 * guard
-    C, pixels = layout.channels, layout.height * layout.width
-    return np.zeros(C * size), np.zeros(C * pixels), np.zeros((3, 2 * layout.S + 3))
+    C, size = layout.channels, layout.height * pitch + 2 * guard
+    P, Q = np.zeros(C * size + _SLACK, work.dtype), np.zeros(C * layout.height * layout.width, work.dtype)
+    plan = _plan(layout)
+    # The last five products of a line of differences may reach behind it.
+    return P, Q, np.zeros((3, (2 * layout.R - 1) * (2 * layout.S - 1) + len(plan[1]) + 4)), plan
 
 
 @compiled
 def _frameless(layout: Any) -> tuple[int, int]:  # pragma: no cover (compiled)
     """Of images without their frame, the numbers from line to line, and the zeros that stand between two channels.
 
-    Zeros between lines and channels stand for what lies outside, as far as any difference of two shifts reaches.
+    Zeros between lines and channels stand for what lies outside, as far as any difference of two shifts reaches, and a
+    vector more: the last one of a channel reads on.
     """
     pitch = layout.width + (layout.S - 1) * layout.q
-    return pitch, (layout.R - 1) * layout.p * pitch + (layout.S - 1) * layout.q
+    return pitch, max((layout.R - 1) * layout.p * pitch + (layout.S - 1) * layout.q, _SLACK)
 
 
 @compiled
-def rows_gram(image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any) -> None:  # pragma: no cover (compiled)
-    """D Dᵀ, (m, m), of the block that the image times f·g is lowered to.
+def _plan(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
+    """How inner products of rows follow from those of whole images, for any two channels.
+
+    A row's window leaves out lines and columns of the image. Where they cross, pixels are taken off twice. What is left
+    out is multiplied once, whatever the number of windows that leave it out. To loop over all that for every image cost
+    more than the multiplications: nothing in it depends on the numbers.
+
+    Returns
+    -------
+    tuple
+        Of a pair's entries, (R·S, R·S), which product of whole images they begin with. Of each product to be taken off,
+        (., 4): 0 for a line, 1 for a column, 2 for a pixel; where it begins in the first channel and in the second; its
+        length. And of each term, (., 4): its entry, the product, −1 or 1. All int64.
+    """
+    H, W, R, S, p, q = layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
+    pitch, guard = _frameless(layout)
+    m, lags = R * S, 2 * S - 1
+    begins = np.empty((m, m), np.int64)
+    products, terms = [(2, 0, 0, 1)], [(0, 0, 0, 0)]  # nothing, for there may be nothing else
+    for dr in range(1 - R, R):
+        first, last = max(0, -dr * p), min(H, H - dr * p)
+        most = (min(R, R - dr) - 1) * p - layout.top
+        far = max(0, -dr) * p - layout.top + layout.lines
+        for ds in range(1 - S, S):
+            x0, x1 = max(0, -ds * q), min(W, W - ds * q)
+            right = (min(S, S - ds) - 1) * q - layout.left
+            left = max(0, -ds) * q - layout.left + layout.columns
+            shift = dr * p * pitch + ds * q
+            pairs = [
+                (r, s, (r + dr) * S + s + ds, r * S + s)
+                for r in range(max(0, -dr), min(R, R - dr))
+                for s in range(max(0, -ds), min(S, S - ds))
+            ]
+            for _, _, i, j in pairs:
+                begins[i, j] = (dr + R - 1) * lags + ds + S - 1
+            for y in range(first, last):
+                if most <= y < far:
+                    continue  # all windows meet it
+                missed = [(i, j) for r, _, i, j in pairs if not 0 <= y - r * p + layout.top < layout.lines]
+                for i, j in missed:
+                    terms.append((i, j, len(products), -1))
+                if len(missed):
+                    products.append((0, guard + y * pitch, guard + y * pitch + shift, W))
+            for x in range(x0, x1):
+                if right <= x < left or first >= last:
+                    continue
+                missed = [(i, j) for _, s, i, j in pairs if not 0 <= x - s * q + layout.left < layout.columns]
+                for i, j in missed:
+                    terms.append((i, j, len(products), -1))
+                if not len(missed):
+                    continue
+                products.append((1, x * H + first, (x + ds * q) * H + first + dr * p, last - first))
+                for y in range(first, last):
+                    if most <= y < far:
+                        continue
+                    twice = [
+                        (i, j)
+                        for r, s, i, j in pairs
+                        if not 0 <= y - r * p + layout.top < layout.lines
+                        and not 0 <= x - s * q + layout.left < layout.columns
+                    ]
+                    for i, j in twice:
+                        terms.append((i, j, len(products), 1))
+                    if len(twice):
+                        products.append((2, guard + y * pitch + x, guard + y * pitch + x + shift, 1))
+    return begins, np.array(products), np.array(terms)
+
+
+@compiled
+def rows_gram(
+    image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any
+) -> float:  # pragma: no cover (compiled)
+    """D Dᵀ, (m, m), of the block that the image times f·g is lowered to, on and below the diagonal.
 
     Parameters
     ----------
@@ -136,21 +199,27 @@ def rows_gram(image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any)
     scratch
         From :func:`rows_scratch`.
     G : array
-        (m, m) float64, written.
+        (m, m) float64, written; what is above the diagonal is not to be read.
+
+    Returns
+    -------
+    float
+        The energy of the scaled image; see :func:`rows_doubt`.
     """
     C, H, W, R, S, p, q = layout.channels, layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
-    P, Q, products = scratch
+    P, Q, products, plan = scratch
+    energy = 0.0
     if R == 1 and S == 1 and layout.plane == H * W:
         # Nothing is shifted: the rows are the channels.
         pad(image, f, g, W, H * W, 0, 0, P)
-        rows = P.reshape(C, H * W)
+        rows = P[: C * H * W].reshape(C, H * W)
         for c in range(C):
             inner(rows, c + 1, rows[c], G[c])
-            for c2 in range(c):
-                G[c2, c] = G[c, c2]
-        return
+            energy += G[c, c]
+        return energy
     pitch, guard = _frameless(layout)
-    size = H * pitch + 2 * guard
+    size, m, lags = H * pitch + 2 * guard, R * S, 2 * S - 1
+    whole = (2 * R - 1) * lags
     pad(image, f, g, pitch, size, 0, guard, P)
     # Columns of the image in one piece each: those that some window does not meet.
     first, last = (S - 1) * q - layout.left, layout.columns - layout.left
@@ -166,62 +235,75 @@ def rows_gram(image: Any, f: float, g: float, layout: Any, scratch: Any, G: Any)
             for dr in range(1 - R, R):
                 # Of a channel with itself half the shifts tell the other half.
                 members = min(3, (c2 if dr < 0 else c2 + 1) - group)
-                start = c2 * size + guard + dr * p * pitch
+                start, into = c2 * size + guard + dr * p * pitch, products[:, (dr + R - 1) * lags :]
                 k = 0
-                while k < 2 * S - 1:
-                    step = q if k + 5 <= 2 * S - 1 else 0
+                while k < lags:
+                    step = q if k + 5 <= lags else 0
                     at, i = start + (k - (S - 1)) * q, group * size + guard
                     if members == 3:
-                        _five_by_three(P, i, i + size, i + 2 * size, at, step, H * pitch, products, k)
+                        _five_by_three(P, i, i + size, i + 2 * size, at, step, H * pitch, into, k)
                     elif members == 2:
-                        _five_by_two(P, i, i + size, at, step, H * pitch, products, k)
+                        _five_by_two(P, i, i + size, at, step, H * pitch, into, k)
                     elif members == 1:
-                        _five_by_one(P, i, at, step, H * pitch, products, k)
+                        _five_by_one(P, i, at, step, H * pitch, into, k)
                     k += 5 if step else 1
-                for c in range(group, group + members):
-                    _from_products(P, Q, products[c - group], layout, c, c2, dr, G)
+            for c in range(group, min(group + 3, c2 + 1)):
+                z = products[c - group]
+                if c == c2:
+                    for k in range(whole // 2):
+                        z[k] = z[whole - 1 - k]
+                    energy += z[whole // 2]
+                _left_out(P[c * size :], P[c2 * size :], Q[c * W * H :], Q[c2 * W * H :], plan, z[whole:])
+                _assemble(z, whole, plan, G[c2 * m : (c2 + 1) * m, c * m : (c + 1) * m])
+    return energy
 
 
 @compiled
-def _from_products(
-    P: Any, Q: Any, products: Any, layout: Any, c: int, c2: int, dr: int, G: Any
-) -> None:  # pragma: no cover (compiled)
-    """Inner products of rows from those of whole images: less what the rows' windows leave out."""
-    H, W, R, S, p, q = layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
-    pitch, guard = _frameless(layout)
-    size = H * pitch + 2 * guard
-    base = c * size + guard
-    first, last = max(0, -dr * p), min(H, H - dr * p)
-    for r in range(max(0, -dr), min(R, R - dr)):
-        low = r * p - layout.top
-        high = low + layout.lines
-        y0, y1 = max(first, low), min(last, high)
-        whole = y0 == first and y1 == last
-        for ds in range(0 if c2 == c and dr == 0 else 1 - S, S):
-            value = products[ds + S - 1]
-            shift = (c2 - c) * size + dr * p * pitch + ds * q
-            if not whole:
-                # The lines that row r's window does not meet …
-                for y in range(first, min(low, last)):
-                    value -= _dot_at(P, base + y * pitch, base + y * pitch + shift, W)
-                for y in range(max(high, first), last):
-                    value -= _dot_at(P, base + y * pitch, base + y * pitch + shift, W)
-            x0, x1 = max(0, -ds * q), min(W, W - ds * q)
-            for s in range(max(0, -ds), min(S, S - ds)):
-                # … and the columns, of the lines that it does meet.
-                near = s * q - layout.left
-                far = near + layout.columns
-                entry = value
-                if y1 > y0 and (near > x0 or far < x1):
-                    for x in range(x0, min(near, x1)):
-                        at = (c2 * W + x + ds * q) * H + y0 + dr * p
-                        entry -= _dot_at(Q, (c * W + x) * H + y0, at, y1 - y0)
-                    for x in range(max(x0, far), x1):
-                        at = (c2 * W + x + ds * q) * H + y0 + dr * p
-                        entry -= _dot_at(Q, (c * W + x) * H + y0, at, y1 - y0)
-                i, j = (c * R + r) * S + s, (c2 * R + r + dr) * S + s + ds
-                G[i, j] = entry
-                G[j, i] = entry
+def reflect(G: Any) -> None:  # pragma: no cover (compiled)
+    """Write what is below the diagonal above it as well."""
+    for i in range(len(G)):
+        for j in range(i):
+            G[j, i] = G[i, j]
+
+
+@compiled
+def rows_doubt(energy: float, layout: Any, work: Any) -> float:  # pragma: no cover (compiled)
+    """How far :func:`rows_gram` may be off: no less than the Frobenius norm of its error, and than the trace's error.
+
+    An entry is a sum of products of two channels, and of what windows leave out, whose magnitudes together are at most
+    thrice the product of the channels' norms (N. J. Higham, 2002, section 3.1). The longest are summed a lane each.
+    """
+    pitch, _ = _frameless(layout)
+    lane = (layout.height * pitch + width(work) - 1) // width(work) + width(work)
+    terms = lane + layout.height + layout.width + 4
+    unit = 2.0**-24 if work.itemsize < 8 else 2.0**-53
+    return terms * unit / (1 - terms * unit) * layout.R * layout.S * energy
+
+
+@compiled
+def _left_out(P: Any, P2: Any, Q: Any, Q2: Any, plan: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    """The products that a plan takes off, of two channels."""
+    _, products, _ = plan
+    for k in range(len(products)):
+        kind, i, j, length = products[k, 0], products[k, 1], products[k, 2], products[k, 3]
+        if kind == 0:
+            out[k] = _dot_at(P, i, P2, j, length)
+        elif kind == 1:
+            out[k] = _dot_at(Q, i, Q2, j, length)
+        else:
+            out[k] = np.float64(P[i]) * np.float64(P2[j])
+
+
+@compiled
+def _assemble(z: Any, whole: int, plan: Any, G: Any) -> None:  # pragma: no cover (compiled)
+    """The entries of two channels, from the products that a plan names."""
+    begins, _, terms = plan
+    for i in range(len(begins)):
+        row, first = G[i], begins[i]
+        for j in range(len(first)):
+            row[j] = z[first[j]]
+    for k in range(len(terms)):
+        G[terms[k, 0], terms[k, 1]] += terms[k, 3] * z[whole + terms[k, 2]]
 
 
 @compiled

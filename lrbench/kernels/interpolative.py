@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lrbench.kernels.crosses import enlarged
-from lrbench.kernels.gram import rows_gram, rows_scratch
+from lrbench.kernels.gram import reflect, rows_gram, rows_scratch
 from lrbench.kernels.layout import pad, read
 from lrbench.kernels.loops import compiled, subtract
 
@@ -31,13 +31,15 @@ def by_rows(
         U and V, or larger arrays in their place.
     """
     m = len(at)
-    scratch, G = rows_scratch(layout), np.empty((m, m))
+    G = np.empty((m, m))
+    scratch = rows_scratch(layout, G)
     P = np.zeros(layout.channels * layout.plane, V.dtype)
     L, C = np.empty((limit, m)), np.empty((limit, m))
     left, c, chosen = np.empty(m), np.empty(max(1, limit)), np.empty(max(1, limit), np.int64)
     used = 0
     for b in range(len(images)):
         rows_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
+        reflect(G)
         total = 0.0
         for i in range(m):
             left[i] = G[i, i]

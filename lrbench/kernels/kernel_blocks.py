@@ -11,9 +11,11 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
-from lrbench.kernels import crosses, deflation, interpolative, keys, pivots, project, ranges, sketch, spectral, windows
+from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, sketch, spectral, windows
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
+from lrbench.kernels.pivots import find, write
+from lrbench.low_rank import PivotRows
 
 __all__ = ["KernelBlocks"]
 
@@ -22,6 +24,10 @@ Array = NDArray[Any]
 _GRAM_TELLS = {4: 5e-7, 8: 5e-11}
 """From which tolerance of squared norms on a float64 Gram matrix tells the size of a residual whose rows are computed
 in numbers of 4, or of 8, bytes as well as the residual does."""
+
+
+_ROUGH = 0.0299
+"""From this tolerance on a Gram matrix in float32 tells the rank of most blocks."""
 
 
 class KernelBlocks(NamedTuple):
@@ -52,10 +58,8 @@ class KernelBlocks(NamedTuple):
         if isinstance(blocks, Im2col) and not cls.form(blocks):
             g = blocks.geometry
             natural = g.padding_mode == "zeros" and min(g.padding) >= 0
-            source = blocks.images
-            if g.dilation != (1, 1) and not bool((reached := blocks.multiplicity() > 0).all()):
-                # A Gram matrix is made of whole lines: what no window reaches would cancel, or be NaN.
-                source = torch.where(reached, source, source.new_zeros(()))
+            # A Gram matrix is made of whole lines: what no window reaches would cancel, or be NaN.
+            source = blocks.reached()
             images = (source if natural else g.pad(source)).contiguous().numpy()
             left, _, top, _ = g.padding if natural else (0, 0, 0, 0)
             layout = Layout.of(images.shape[1:], g.kernel_size, g.dilation, (top, left), blocks.output_size)
@@ -95,15 +99,25 @@ class KernelBlocks(NamedTuple):
             zero where the iteration failed.
         """
         N, size = len(self.images), _shape(self.layout)[0 if side == "rows" else 1]
-        kernel = spectral.rows_bases if side == "rows" else spectral.columns_bases
         bases = np.empty((N, size, size))
         counts = np.full(N, spectral.ANY) if ranks is None else ranks.numpy().copy()
         tolerances = eps.numpy() if isinstance(eps, Tensor) else np.full(N, eps)
         power = _powers(np.zeros_like(self.exponent), self.exponent)
 
+        # Found by trial: a full decomposition is dearer for larger matrices, the more so the fewer vectors are wanted.
+        together = size <= (64 if not isinstance(eps, Tensor) and eps <= 0.2 else 48)
+        # Where a Gram matrix is made of many products, and rounding seldom decides on the rank, float32 will do.
+        work = self._work(
+            ranks is None and self.layout.R * self.layout.S > 1 and not isinstance(eps, Tensor) and eps >= _ROUGH
+        )
+
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
-            kernel(self.images[cut], power[cut], self.layout, tolerances[cut], bases[cut], counts[cut])
+            source, target = (self.images[cut], power[cut], self.layout), (tolerances[cut], bases[cut], counts[cut])
+            if side == "rows":
+                spectral.rows_bases(*source, work, together, *target)
+            else:
+                spectral.columns_bases(*source, together, *target)
 
         for_parts(N, part)
         return torch.from_numpy(bases), torch.from_numpy(counts)
@@ -264,17 +278,18 @@ class KernelBlocks(NamedTuple):
                 return crosses.by_residual(*source, tolerance, floor, limit, *target)
             return crosses.by_estimate(*source, tolerance, limit, *target)
 
-        if stop == "residual" and tolerance >= _GRAM_TELLS[self.images.itemsize] and self._of_few_channels():
-            return self._through_pivots(tolerance, floor, limit)
         return self._packed(kernel, limit)
 
+    def tells_pivots(self, tolerance: float) -> bool:
+        """Whether Gram matrices tell residuals' sizes, and cost less than the passes over residuals that they spare."""
+        return tolerance >= _GRAM_TELLS[self.images.itemsize] and self._of_few_channels()
+
     def _of_few_channels(self) -> bool:
-        """Whether a block's Gram matrix costs less than the passes over its residual that it spares."""
         m, n = _shape(self.layout)
         return self.layout.channels <= 4 and 16 * m <= n
 
-    def _through_pivots(self, tolerance: float, floor: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`crosses`: see :mod:`lrbench.kernels.pivots`."""
+    def pivots(self, tolerance: float, floor: float, limit: int) -> PivotRows:
+        """The crosses that a residual stops, of which the pivots are enough: see :mod:`lrbench.kernels.pivots`."""
         N = len(self.images)
         m, n = _shape(self.layout)
         at, _ = _addresses(self.layout)
@@ -283,23 +298,35 @@ class KernelBlocks(NamedTuple):
         U, C = np.empty((N, limit, m), dtype), np.empty((N, limit, limit), dtype)
         chosen, ranks = np.empty((N, limit), np.int64), np.empty(N, np.int64)
 
-        def find(start: int, stop: int) -> None:
+        def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
             row = np.empty(n + windows.SLACK, dtype)
             target = (U[cut], C[cut], chosen[cut], ranks[cut])
-            pivots.find(self.images[cut], power[cut], self.layout, at, tolerance, floor, limit, row, *target)
+            find(self.images[cut], power[cut], self.layout, at, tolerance, floor, limit, row, *target)
 
-        for_parts(N, find)
-        ends = np.concatenate([np.zeros(1, np.int64), ranks.cumsum()])
-        packed = [np.empty((ends[-1], side), dtype) for side in (m, n)]
+        for_parts(N, part)
+        return PivotRows(*map(torch.from_numpy, (U, C, chosen, ranks)))
 
-        def write(start: int, stop: int) -> None:
+    def combine(self, found: PivotRows, exponent: Tensor, check: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Store columns and compute the rows: see :func:`lrbench.kernels.pivots.write`; as :meth:`project`.
+
+        Without ``check`` what is told of the blocks is not to be read.
+        """
+        m, n = _shape(self.layout)
+        at, number = _addresses(self.layout)
+        ends = np.concatenate([np.zeros(1, np.int64), found.ranks.numpy().cumsum()])
+        U, V = (np.empty((ends[-1], width), self.images.dtype) for width in (m, n))
+        squared, norms = np.empty(len(found.ranks)), np.empty(len(found.ranks))
+        power = _powers(exponent.numpy(), self.exponent)
+        given = [part.numpy() for part in (found.columns, found.coefficients, found.chosen)]
+
+        def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
-            found = (U[cut], C[cut], chosen[cut], ends[start : stop + 1])
-            pivots.write(self.images[cut], power[cut], self.layout, *found, *packed)
+            source = (self.images[cut], power[cut], self.layout, at, number, ends[start : stop + 1], check)
+            write(*source, *(array[cut] for array in given), U, V, squared[cut], norms[cut])
 
-        for_parts(N, write)
-        return torch.from_numpy(packed[0]), torch.from_numpy(packed[1]), torch.from_numpy(ranks)
+        for_parts(len(squared), part)
+        return torch.from_numpy(U), torch.from_numpy(V), torch.from_numpy(squared), torch.from_numpy(norms)
 
     def deflated(
         self, by: Literal["crosses", "columns"], tolerance: float, limit: int
@@ -394,6 +421,8 @@ def _powers(stored: Array, read: Array) -> Array:
 
     Each exponent is halved, because 2**±1074 is out of range though what comes of it is not.
     """
+    if not (stored.any() or read.any()):  # as for images whose largest number is near one
+        return np.ones((len(read), 6))
     half, u = read // 2, stored // 2
     v = stored - u
     return np.stack([np.ldexp(1.0, e) for e in (half, read - half, u, -u, v, -v)], axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lrbench.kernels.loops import combine, compiled, dot, exact, inner, inner_symmetric, subtract
 
-__all__ = ["ANY", "FAILED", "lanczos_scratch", "leading_eigenvectors"]
+__all__ = ["ANY", "FAILED", "lanczos_scratch", "leading_eigenvectors", "room"]
 
 FAILED = -1
 """Stands for a rank where the iteration did not come to an end."""
@@ -31,9 +31,18 @@ _LANES = 8
 
 
 @compiled
-def lanczos_scratch(n: int) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
+def lanczos_scratch(n: int) -> tuple[Any, Any, Any, Any]:  # pragma: no cover (compiled)
     """What :func:`leading_eigenvectors` works in."""
-    return np.empty((n, n)), np.empty((n, n)), np.empty((6 + 6 * _LANES, n + 1))
+    return np.empty((n, n)), np.empty((n, n)), np.empty((6 + 6 * _LANES, n + 1)), np.zeros(1)
+
+
+@compiled
+def room(scratch: Any) -> float:  # pragma: no cover (compiled)
+    """How much more, or less, the last matrix's r or r − 1 largest eigenvalues could have held without another rank.
+
+    Nothing where the rank was given.
+    """
+    return scratch[3][0]
 
 
 @compiled
@@ -67,7 +76,8 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
     int
         The rank r, 0..n, of a zero matrix always 0; FAILED, with G spoilt, if an eigenvalue iteration did not converge.
     """
-    Q, Z, vectors = scratch
+    Q, Z, vectors, spare = scratch
+    spare[0] = 0.0
     n = G.shape[0]
     alpha, beta, c, w = vectors[0], vectors[1], vectors[2], vectors[3, :n]
     theta, squares = vectors[4], vectors[5]
@@ -95,7 +105,7 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
     if given:
         patience = trace
     j, check, often, r = 0, rank + 2 if given else 2, 8, 0
-    captured, known = 0.0, 0.0  # trace(T), ‖T‖_F²
+    captured, known, total = 0.0, 0.0, 0.0  # trace(T), ‖T‖_F², the sum of the r largest eigenvalues
     while True:
         inner_symmetric(G, Q[j], w)
         a = dot(Q[j], w)
@@ -164,6 +174,8 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
     if not _tridiagonal_vectors(alpha, beta, j, theta[:r], Z, vectors[6:]):
         return FAILED
     combine(Z, r, Q, j, G)
+    if r > 0 and not given:
+        spare[0] = min(allowed - (trace - total), trace - total + theta[r - 1] - allowed)
     return r
 
 

@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 
 from lrbench.kernels.crosses import pivot_column
-from lrbench.kernels.gram import rows_gram, rows_scratch
+from lrbench.kernels.gram import reflect, rows_gram, rows_scratch
 from lrbench.kernels.lanes import broadcast, fma, larger, load, peak, store, width, zeros
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import ask_for, compiled
-from lrbench.kernels.windows import SLACK, combine, vectors
+from lrbench.kernels.loops import compiled
+from lrbench.kernels.project import (
+    enter,
+    formed_residual,
+    line_of_vectors,
+    residual_scratch,
+    squared_norm,
+    store_lines,
+)
+from lrbench.kernels.windows import SLACK, combine, combine_two, vectors
 
 __all__ = ["find", "write"]
 
@@ -48,7 +56,7 @@ def find(
     C : array
         (N, limit, limit) in that dtype, written: row k of V is Σ_{l <= k} C[k, l] D_l over the pivot rows D_l.
     chosen : array
-        (N, limit) int64, written: where the windows of the pivot rows begin.
+        (N, limit) int64, written: the pivot rows.
     ranks : array
         (N,) int64, written.
     """
@@ -57,7 +65,7 @@ def find(
     P = np.zeros(layout.channels * layout.plane + SLACK, row.dtype)
     pixels, values = P[: layout.channels * layout.plane], row[:n]
     source, target = vectors(layout, P)
-    scratch = rows_scratch(layout)
+    scratch = rows_scratch(layout, row)
     # Zeros fill the last vectors.
     wide = (m + 15) // 16 * 16
     G, B = np.zeros((m, wide)), np.zeros((limit + 1, wide))
@@ -67,6 +75,7 @@ def find(
     starts, unused = np.empty(limit + 1, np.int64), np.zeros(wide)  # ones where a row has been no pivot row
     for b in range(len(images)):
         rows_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
+        reflect(G)
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, pixels)
         total = 0.0
         for k in range(m):
@@ -107,9 +116,11 @@ def find(
                 a[k] *= -inverse
                 C[b, rank, k] = -a[k]
             C[b, rank, rank] = inverse
-            chosen[b, rank] = at[i]
+            chosen[b, rank] = i
             into, last, size = U[b, rank], B[rank], g[i]
             left = 0.0
+            for k in range(rank):
+                u[rows[k]] = 0.0  # but for rounding errors it is
             for k in range(m):
                 into[k] = u[k]
                 u[k] = into[k]  # what is stored, not what was computed, is taken away
@@ -126,34 +137,80 @@ def find(
 
 @compiled
 def write(
-    images: Any, power: Any, layout: Any, U: Any, C: Any, chosen: Any, ends: Any, packed_U: Any, packed_V: Any
+    images: Any,
+    power: Any,
+    layout: Any,
+    at: Any,
+    counts: Any,
+    ends: Any,
+    check: bool,
+    columns: Any,
+    coefficients: Any,
+    chosen: Any,
+    U: Any,
+    V: Any,
+    squared: Any,
+    norms: Any,
 ) -> None:  # pragma: no cover (compiled)
-    """The crosses of the pivots that :func:`find` found.
+    """The crosses of the pivots that :func:`find` found, and what they lose: of what was stored, in its dtype.
 
     Parameters
     ----------
-    images, power, layout, U, C, chosen
-        As for :func:`find`.
+    images, power, layout, at, counts
+        As for :func:`lrbench.kernels.project.project_rows`.
     ends : array
         (N + 1,) int64: the crosses of block i are those from ``ends[i]`` on, before ``ends[i + 1]``.
-    packed_U, packed_V : array
+    check : bool
+        Whether to tell what is lost.
+    columns, coefficients, chosen
+        U, C and ``chosen`` of :func:`find`.
+    U, V : array
         (., m) and (., n), written.
+    squared, norms : array
+        (N,) float64: see :func:`lrbench.kernels.project.residuals`; written if they are asked for.
     """
-    m, n = U.shape[2], packed_V.shape[1]
-    P = np.zeros(layout.channels * layout.plane + SLACK, packed_V.dtype)
-    pixels, row = P[: layout.channels * layout.plane], np.empty(n + SLACK, packed_V.dtype)
+    n, most = V.shape[1], coefficients.shape[1]
+    P = np.zeros(layout.channels * layout.plane + SLACK, V.dtype)
+    pixels, span, w = P[: layout.channels * layout.plane], line_of_vectors(layout, V), width(V)
     source, target = vectors(layout, P)
-    memory = packed_V.reshape(-1)
+    for q in range(len(target)):  # lines stand whole vectors apart
+        target[q] = min(q * w, layout.lines * span - w)
+    scratch = residual_scratch(layout, most, V)
+    memory, rows, starts = V.reshape(-1), scratch[1], np.empty(most, np.int64)
+    column, order, used = np.empty(len(at), V.dtype), np.empty(4 * len(scratch[2]), np.int64), np.zeros(len(at))
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, pixels)
-        for k in range(ends[b + 1] - ends[b]):
-            ask_for(memory, (ends[b] + k + 2) * n, n)
-            combine(P, chosen[b], C[b, k], k + 1, source, target, row)
-            u, v, column = packed_U[ends[b] + k], packed_V[ends[b] + k], U[b, k]
-            for t in range(n):
-                v[t] = row[t]
-            for t in range(m):
-                u[t] = column[t]
+        first, rank, C = ends[b], ends[b + 1] - ends[b], coefficients[b]
+        # Pivot rows first: what later crosses have there is zero.
+        for k in range(rank):
+            starts[k], order[k] = at[chosen[b, k]], chosen[b, k]
+            used[order[k]] = 1
+        rest = rank
+        for i in range(len(at)):
+            if used[i] == 0:
+                order[rest] = i
+                rest += 1
+            used[i] = 0
+        order[rest:] = order[rest - 1]
+        for k in range(0, rank, 2):
+            ahead = memory[(first + k + 2) * n : (first + k + 4) * n]
+            if k + 1 < rank:
+                C[k, k + 1] = 0
+                combine_two(P, starts, C[k], C[k + 1], k + 2, source, target, rows[k], rows[k + 1], ahead)
+            else:
+                combine(P, starts, C[k], k + 1, source, target, rows[k], ahead)
+            for i in range(k, min(k + 2, rank)):
+                column[:] = columns[b, i]
+                store_lines(column, power[b, 2], power[b, 3], len(at), len(at), U[first + i])
+                store_lines(rows[i], power[b, 4], power[b, 5], layout.columns, span, V[first + i])
+                for y in range(layout.lines if check else 0):
+                    for t in range(y * span + layout.columns, (y + 1) * span):
+                        rows[i, t] = 0
+                if check:
+                    enter(i, U[first + i], power[b, 3], order, scratch)
+        if check:
+            norms[b] = squared_norm(pixels, counts)
+            squared[b] = formed_residual(P, at, order, rank, n, norms[b], scratch, memory[:0])
 
 
 @compiled
@@ -165,7 +222,7 @@ def _residual_row(
         c[k] = B[k, i]
     c[rank] = 1.0
     starts[rank] = at[i]
-    combine(P, starts, c, rank + 1, source, target, row)
+    combine(P, starts, c, rank + 1, source, target, row, row[:0])
 
 
 @compiled

@@ -8,10 +8,21 @@ from typing import Any
 import numpy as np
 
 from lrbench.kernels.lanes import broadcast, fma, load, store, summed, width, zeros
-from lrbench.kernels.layout import pad, read
-from lrbench.kernels.loops import accumulate, ask_for, compiled, correlate, dot, exact, inner
+from lrbench.kernels.layout import pad
+from lrbench.kernels.loops import ask_for, compiled, correlate, dot, exact, inner
+from lrbench.kernels.windows import SLACK, combine, combine_two, vectors
 
-__all__ = ["project_columns", "project_rows", "residuals"]
+__all__ = [
+    "enter",
+    "formed_residual",
+    "line_of_vectors",
+    "project_columns",
+    "project_rows",
+    "residual_scratch",
+    "residuals",
+    "squared_norm",
+    "store_lines",
+]
 
 CACHE = 1 << 15
 """Bytes of factors that are worked on at a time."""
@@ -58,31 +69,36 @@ def project_rows(
         (N,) float64, written: no less than the scaled blocks' ‖D − UV‖_F², and their ‖D‖_F².
     """
     m, n = len(at), V.shape[1]
-    pitch, columns = layout.pitch, layout.columns
-    P = np.zeros(layout.channels * layout.plane, work.dtype)
+    P = np.zeros(layout.channels * layout.plane + SLACK, work.dtype)
+    pixels = P[: layout.channels * layout.plane]
+    source, target = vectors(layout, P)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    A, B = np.empty((most, m), work.dtype), np.empty((most, n), work.dtype)
-    wide, row = np.empty((2, (layout.lines - 1) * pitch + columns), work.dtype), np.empty(n, work.dtype)
-    products = np.empty(most)
-    memory = V.reshape(-1)
+    A, B = np.empty((most, m), work.dtype), np.empty((most, n + SLACK), work.dtype)
+    computed, products = np.empty(n, work.dtype), np.empty(most)
+    memory, double = V.reshape(-1), work.itemsize == 8
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
-        norm = _squared_norm(P, counts)
+        pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, pixels)
+        norm = squared_norm(pixels, counts)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         met = 0.0
         for k in range(rank):
             _store(basis[b, k], power[b, 2], power[b, 3], U[first + k], A[k])
         for k in range(0, rank, 2):
-            other = min(k + 1, rank - 1)
-            accumulate(P, at, A[k], A[other], wide[0], wide[1])
-            ask_for(memory, (first + k + 2) * n, 2 * n)
-            for index in range(k, other + 1):
-                read(wide[index - k], 0, pitch, columns, row)
-                _store(row, power[b, 4], power[b, 5], V[first + index], B[index])
-                met += dot(row, B[index])
-        _judge(A, B, rank, norm, met, m, products, squared, norms, b)
+            ahead = memory[(first + k + 2) * n : (first + k + 4) * n]
+            if k + 1 < rank:
+                combine_two(P, at, A[k], A[k + 1], m, source, target, B[k], B[k + 1], ahead)
+            else:
+                combine(P, at, A[k], m, source, target, B[k], ahead)
+            for index in range(k, min(k + 2, rank)):
+                row = B[index, :n]
+                if double:
+                    computed[:] = row
+                store_lines(row, power[b, 4], power[b, 5], n, n, V[first + index])
+                if double:
+                    met += dot(computed, row)
+        _judge(A, B[:, :n], rank, norm, met, m, products, squared, norms, b)
 
 
 @compiled
@@ -112,7 +128,7 @@ def project_columns(
     products = np.empty(most)
     for b in range(len(images)):
         pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, P)
-        norm = _squared_norm(P, counts)
+        norm = squared_norm(P, counts)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         met = 0.0
         for k in range(rank):
@@ -152,72 +168,131 @@ def residuals(
     images, power, layout, at, counts, offsets, work, U, V, squared, norms
         As for :func:`project_rows`; U and V are read, in any dtype.
     """
-    m, n = len(at), V.shape[1]
-    pitch, columns = layout.pitch, layout.columns
-    most = 0
+    n, most = V.shape[1], 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
-    # Tiles are of two vectors each. The last vector of a line, and that of a tile, may read on behind the image.
-    w = width(work)
-    span = (columns + w - 1) // w * w
-    tile, vectors = 2 * w, layout.lines * span // w
-    tiles = (vectors + 1) // 2
-    place = np.zeros(2 * tiles, np.int64)
-    for q in range(vectors):
-        place[q] = q * w // span * pitch + q * w % span
-    P = np.zeros(layout.channels * layout.plane + w, work.dtype)
+    P = np.zeros(layout.channels * layout.plane + width(work), work.dtype)
     pixels = P[: layout.channels * layout.plane]
-    # What one tile is made of lies together: rows a power of two apart would share the places of a cache.
-    fours = (m + 3) // 4
-    B, c = np.empty((tiles, most, tile), work.dtype), np.zeros((fours, most, 4), work.dtype)
-    row, counted = np.zeros(tiles * tile, work.dtype), np.zeros(tiles * tile, work.dtype)
-    sums, lengths = np.empty((4 * fours, width(work)), work.dtype), np.empty(most)
-    unit = 2.0**-24 if work.itemsize < 8 else 2.0**-53
-    for y in range(layout.lines):
-        counted[y * span : y * span + columns] = 1
-    memory = V.reshape(-1)
+    scratch, span = residual_scratch(layout, most, work), line_of_vectors(layout, work)
+    memory, order = V.reshape(-1), np.minimum(np.arange(4 * len(scratch[2])), len(at) - 1)
     for b in range(len(images)):
-        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, pixels)
+        pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, pixels)
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
-            _widen(V[first + k], power[b, 5], columns, span, row)
-            lengths[k] = np.sqrt(_fill(row, B, k))
-            if lengths[k] < 1e-15:  # squares may have vanished
-                lengths[k] = _length(row)
-            u = U[first + k]
-            for i in range(m):
-                c[i // 4, k, i % 4] = -np.float64(u[i]) * power[b, 3]
-        sums[:] = 0
-        # While this block is worked on the next one's V is asked for, a bit for each tile.
-        ahead = offsets[b + 1] * n
-        bit = (offsets[min(b + 2, len(images))] * n - ahead + tiles * fours - 1) // (tiles * fours)
-        # As many tiles at a time as the innermost cache holds.
-        some = max(1, CACHE // (tile * work.itemsize * (rank + 1)))
-        for start in range(0, tiles, some):
-            stop = min(start + some, tiles)
-            for four in range(fours):
-                ask_for(memory, ahead, (stop - start) * bit)
-                ahead += (stop - start) * bit
-                _add_energies(P, at, place, B, c[four], rank, counted, start, stop, sums, 4 * four)
-        total = 0.0
-        for i in range(m):
-            for t in range(width(work)):
-                total += np.float64(sums[i, t])
-        norm = _squared_norm(pixels, counts)
-        # Each number of the residual is a sum of rank + 1 products (N. J. Higham, 2002, section 3.1), each energy a sum
-        # of squares.
-        size = np.sqrt(norm)
-        for k in range(rank):
-            size += _length(U[first + k]) * lengths[k] * power[b, 3]
-        hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
-        if work.itemsize < 8 or not hidden <= 1e-12 * np.sqrt(norm):
-            total = (np.sqrt(total * (1 + 2 * n * unit)) + hidden) ** 2
-        squared[b] = total
-        norms[b] = norm
+            _widen(V[first + k], power[b, 5], layout.columns, span, scratch[1][k])
+            enter(k, U[first + k], power[b, 3], order, scratch)
+        # While this block is worked on the next one's V is asked for.
+        ahead = memory[offsets[b + 1] * n : offsets[min(b + 2, len(images))] * n]
+        norms[b] = squared_norm(pixels, counts)
+        squared[b] = formed_residual(P, at, order, rank, n, norms[b], scratch, ahead)
 
 
 @compiled
-def _squared_norm(P: Any, counts: Any) -> float:  # pragma: no cover (compiled)
+def line_of_vectors(layout: Any, work: Any) -> int:  # pragma: no cover (compiled)
+    """How many numbers the vectors of a row's line hold: its columns, and what the last one holds beside."""
+    return (layout.columns + width(work) - 1) // width(work) * width(work)
+
+
+@compiled
+def residual_scratch(
+    layout: Any, most: int, work: Any
+) -> tuple[Any, Any, Any, Any, Any, Any, Any]:  # pragma: no cover (compiled)
+    """What :func:`formed_residual` works in, for ranks up to ``most``, in the dtype of ``work``.
+
+    The second, (most, .), is for V: rows whose lines stand whole vectors apart, zeros between and behind.
+    """
+    # Tiles are of three vectors each. The last vector of a line, and that of a tile, may read on behind the image.
+    w, span, m = width(work), line_of_vectors(layout, work), layout.channels * layout.R * layout.S
+    vectors = layout.lines * span // w
+    tiles, fours = (vectors + 2) // 3, (m + 3) // 4
+    place = np.zeros(3 * tiles, np.int64)
+    for q in range(vectors):
+        place[q] = q * w // span * layout.pitch + q * w % span
+    counted = np.zeros(3 * w * tiles, work.dtype)
+    for y in range(layout.lines):
+        counted[y * span : y * span + layout.columns] = 1
+    # Rows an even number of cache lines apart would share the places of a cache.
+    line = 64 // work.itemsize
+    B = np.zeros((most, (len(counted) // line // 2 * 2 + 3) * line), work.dtype)
+    c = np.zeros((fours, most, 4), work.dtype)
+    return place, B, c, counted, np.empty((4 * fours, w), work.dtype), np.empty(most), np.zeros(fours, np.int64)
+
+
+@compiled
+def enter(k: int, u: Any, scale: float, order: Any, scratch: Any) -> None:  # pragma: no cover (compiled)
+    """Take column k of U, times ``scale``, after those before; row k of V is in its place in the scratch.
+
+    Rows are taken four at a time in some ``order``, int64, the last one as often as there is room for: where columns
+    end in zeros for four rows these cost nothing.
+    """
+    _, B, c, counted, _, sizes, needed = scratch
+    row = B[k, : len(counted)]
+    length = np.sqrt(_energy(row))
+    if length < 1e-15:  # squares may have vanished
+        length = _length(row)
+    sizes[k] = _length(u) * length * scale
+    factor = -row.dtype.type(scale)
+    for four in range(len(c)):
+        found = False
+        for i in range(4):
+            value = u[order[4 * four + i]] * factor
+            c[four, k, i] = value
+            found |= value != 0
+        needed[four] = k + 1 if found else (needed[four] if k > 0 else 0)
+
+
+@compiled
+def formed_residual(
+    P: Any, at: Any, order: Any, rank: int, n: int, norm: float, scratch: Any, ahead: Any
+) -> float:  # pragma: no cover (compiled)
+    """‖D − UV‖_F² of what :func:`enter` took, formed a tile at a time, and what rounding can have hidden.
+
+    Parameters
+    ----------
+    P : array
+        The padded image, and a vector more.
+    at, order : array
+        Row offsets, and the order of rows that :func:`enter` was given.
+    rank, n : int
+        Of the factors, and the length of V's rows.
+    norm : float
+        ‖D‖_F².
+    scratch
+        From :func:`residual_scratch`.
+    ahead : array
+        (.,): memory that is asked for meanwhile.
+    """
+    place, B, c, counted, sums, sizes, needed = scratch
+    m, tiles, fours = len(at), len(place) // 3, len(c)
+    unit = 2.0**-24 if P.itemsize < 8 else 2.0**-53
+    sums[:] = 0
+    bit, asked = (len(ahead) + tiles * fours - 1) // (tiles * fours), 0
+    # As many tiles at a time as the innermost cache holds.
+    some = max(1, CACHE // (3 * width(P) * P.itemsize * (rank + 1)))
+    for start in range(0, tiles, some):
+        stop = min(start + some, tiles)
+        for four in range(fours):
+            ask_for(ahead, asked, (stop - start) * bit)
+            asked += (stop - start) * bit
+            count = min(needed[four], rank)
+            _add_energies(P, at, order, place, B, c[four], count, counted, start, stop, sums, 4 * four)
+    total = 0.0
+    for i in range(m):
+        for t in range(width(P)):
+            total += np.float64(sums[i, t])
+    # Each number of the residual is a sum of rank + 1 products (N. J. Higham, 2002, section 3.1), each energy a sum of
+    # squares.
+    size = np.sqrt(norm)
+    for k in range(rank):
+        size += sizes[k]
+    hidden = (rank + 2) * unit / (1 - (rank + 2) * unit) * size
+    if P.itemsize < 8 or not hidden <= 1e-12 * np.sqrt(norm):
+        total = (np.sqrt(total * (1 + 2 * n * unit)) + hidden) ** 2
+    return total
+
+
+@compiled
+def squared_norm(P: Any, counts: Any) -> float:  # pragma: no cover (compiled)
     """‖D‖_F²: pixels squared, each as often as it occurs."""
     plane = len(counts)
     total = 0.0
@@ -250,45 +325,84 @@ def _widen(stored: Any, g: float, columns: int, pitch: int, out: Any) -> None:  
             into[t] = line[t] * factor
 
 
+@exact
+def store_lines(
+    row: Any, f: float, g: float, columns: int, span: int, stored: Any
+) -> None:  # pragma: no cover (compiled)
+    """As :func:`_store`, of a row whose lines stand ``span`` apart, in its place."""
+    to, fro = row.dtype.type(f), row.dtype.type(g)
+    same = to == 1 and fro == 1 and row.itemsize == stored.itemsize
+    if span == columns:
+        columns = span = len(stored)  # as a single line
+    for y in range(len(stored) // columns):
+        line, into = row[y * span : y * span + columns], stored[y * columns : (y + 1) * columns]
+        if same:
+            for t in range(columns):
+                into[t] = line[t]
+        else:
+            for t in range(columns):
+                into[t] = line[t] * to
+            for t in range(columns):
+                line[t] = into[t] * fro
+
+
 @compiled
-def _fill(row: Any, B: Any, k: int) -> float:  # pragma: no cover (compiled)
-    """Put a row into tiles, as row k of each; the sum of its squares, in its dtype."""
+def _energy(row: Any) -> float:  # pragma: no cover (compiled)
+    """The sum of the squares of a row, in its dtype, by four vectors."""
     w = width(row)
-    e0 = e1 = zeros(row)
-    for t in range(len(B)):
-        x, y = load(row, (2 * w * t,)), load(row, (2 * w * t + w,))
-        store(B, (t, k, 0), x)
-        store(B, (t, k, w), y)
-        e0, e1 = fma(e0, x, x), fma(e1, y, y)
-    return np.float64(summed(e0)) + np.float64(summed(e1))
+    e0 = e1 = e2 = e3 = zeros(row)
+    t = 0
+    while t + 4 * w <= len(row):
+        x, y, z, v = load(row, (t,)), load(row, (t + w,)), load(row, (t + 2 * w,)), load(row, (t + 3 * w,))
+        e0, e1, e2, e3 = fma(e0, x, x), fma(e1, y, y), fma(e2, z, z), fma(e3, v, v)
+        t += 4 * w
+    total = np.float64(summed(e0)) + np.float64(summed(e1)) + np.float64(summed(e2)) + np.float64(summed(e3))
+    while t < len(row):
+        total += np.float64(row[t]) * np.float64(row[t])
+        t += 1
+    return total
 
 
 @compiled
 def _add_energies(
-    P: Any, at: Any, place: Any, B: Any, c: Any, rank: int, counted: Any, start: int, stop: int, sums: Any, i: int
+    P: Any,
+    at: Any,
+    order: Any,
+    place: Any,
+    B: Any,
+    c: Any,
+    count: int,
+    counted: Any,
+    start: int,
+    stop: int,
+    sums: Any,
+    i: int,
 ) -> None:  # pragma: no cover (compiled)
-    """Add the squares of D + Σ_k c[k] B[:, k] in some tiles of four rows, from i on, to those rows' sums.
+    """Add the squares of D + Σ_k c[k] B[k], k < count, in some tiles of four rows, from i on, to those rows' sums.
 
-    Two vectors of each row stay in registers. Of D only what is counted is taken; B is zero elsewhere. Sums of rows
+    Three vectors of each row stay in registers. Of D only what is counted is taken; B is zero elsewhere. Sums of rows
     that the block does not have are to be forgotten.
     """
-    last, w, nothing = len(at) - 1, width(P), zeros(P)
-    a0, a1, a2, a3 = at[i], at[min(i + 1, last)], at[min(i + 2, last)], at[min(i + 3, last)]
+    w, nothing = width(P), zeros(P)
+    a0, a1, a2, a3 = at[order[i]], at[order[i + 1]], at[order[i + 2]], at[order[i + 3]]
     e0, e1, e2, e3 = load(sums, (i, 0)), load(sums, (i + 1, 0)), load(sums, (i + 2, 0)), load(sums, (i + 3, 0))
     for j in range(start, stop):
-        t, s = place[2 * j], place[2 * j + 1]
-        here, there = load(counted, (2 * w * j,)), load(counted, (2 * w * j + w,))
-        x0, y0 = fma(nothing, here, load(P, (a0 + t,))), fma(nothing, there, load(P, (a0 + s,)))
-        x1, y1 = fma(nothing, here, load(P, (a1 + t,))), fma(nothing, there, load(P, (a1 + s,)))
-        x2, y2 = fma(nothing, here, load(P, (a2 + t,))), fma(nothing, there, load(P, (a2 + s,)))
-        x3, y3 = fma(nothing, here, load(P, (a3 + t,))), fma(nothing, there, load(P, (a3 + s,)))
-        for k in range(rank):
-            u, v = load(B, (j, k, 0)), load(B, (j, k, w))
+        at0, at1, at2, t = place[3 * j], place[3 * j + 1], place[3 * j + 2], 3 * w * j
+        n0, n1, n2 = load(counted, (t,)), load(counted, (t + w,)), load(counted, (t + 2 * w,))
+        x0, y0 = fma(nothing, n0, load(P, (a0 + at0,))), fma(nothing, n1, load(P, (a0 + at1,)))
+        x1, y1 = fma(nothing, n0, load(P, (a1 + at0,))), fma(nothing, n1, load(P, (a1 + at1,)))
+        x2, y2 = fma(nothing, n0, load(P, (a2 + at0,))), fma(nothing, n1, load(P, (a2 + at1,)))
+        x3, y3 = fma(nothing, n0, load(P, (a3 + at0,))), fma(nothing, n1, load(P, (a3 + at1,)))
+        z0, z1 = fma(nothing, n2, load(P, (a0 + at2,))), fma(nothing, n2, load(P, (a1 + at2,)))
+        z2, z3 = fma(nothing, n2, load(P, (a2 + at2,))), fma(nothing, n2, load(P, (a3 + at2,)))
+        for k in range(count):
+            u, v, s = load(B, (k, t)), load(B, (k, t + w)), load(B, (k, t + 2 * w))
             c0, c1, c2, c3 = broadcast(c, (k, 0)), broadcast(c, (k, 1)), broadcast(c, (k, 2)), broadcast(c, (k, 3))
             x0, x1, x2, x3 = fma(x0, c0, u), fma(x1, c1, u), fma(x2, c2, u), fma(x3, c3, u)
             y0, y1, y2, y3 = fma(y0, c0, v), fma(y1, c1, v), fma(y2, c2, v), fma(y3, c3, v)
-        e0, e1 = fma(fma(e0, x0, x0), y0, y0), fma(fma(e1, x1, x1), y1, y1)
-        e2, e3 = fma(fma(e2, x2, x2), y2, y2), fma(fma(e3, x3, x3), y3, y3)
+            z0, z1, z2, z3 = fma(z0, c0, s), fma(z1, c1, s), fma(z2, c2, s), fma(z3, c3, s)
+        e0, e1 = fma(fma(fma(e0, x0, x0), y0, y0), z0, z0), fma(fma(fma(e1, x1, x1), y1, y1), z1, z1)
+        e2, e3 = fma(fma(fma(e2, x2, x2), y2, y2), z2, z2), fma(fma(fma(e3, x3, x3), y3, y3), z3, z3)
     store(sums, (i, 0), e0)
     store(sums, (i + 1, 0), e1)
     store(sums, (i + 2, 0), e2)
@@ -314,7 +428,7 @@ def _judge(
             inner(B, k + 1, B[k], products)
             held += products[k]
         else:
-            held += _wide_product(B[k], B[k])
+            held += _energy(B[k])
         for other in range(k + 1):
             product = _wide_product(A[k], A[other])
             if not single:
@@ -326,6 +440,7 @@ def _judge(
         # V is UᵀD + E, |E| at most γ |U|ᵀ|D| whatever the order of summation (N. J. Higham, 2002, section 3.5).
         unit = 2.0**-24
         gamma = (length + 1) * unit / (1 - (length + 1) * unit)
+        held /= 1 + (B.shape[1] / (4 * width(B)) + 8) * unit  # four vectors sum it up: no more is held for certain
         rounding = 2 * gamma * np.sqrt(skew * norm * held) + np.sqrt(slant) * held
         squared[b] = max(0.0, norm - held) + rounding + terms * 1.2e-16 * (norm + held)
     else:

@@ -45,8 +45,8 @@ def rows_grown(
         Of power iteration.
     """
     m, k = bases.shape[2], len(tests)
-    scratch, space = rows_scratch(layout), lanczos_scratch(k)
     P, G = np.zeros(layout.channels * layout.plane, tests.dtype), np.empty((m, m))
+    scratch, space = rows_scratch(layout, G), lanczos_scratch(k)
     signs, tested = np.zeros(tests.shape[1], tests.dtype), np.empty((2, tests.shape[1]), tests.dtype)
     found = np.empty((2, m), tests.dtype)
     Y, Q, T = np.empty((k, m)), np.empty((k, m)), np.empty((k, k))
@@ -120,8 +120,8 @@ def rows_within(
         (N,) int64, written; negative where the span does not hold enough for eps.
     """
     m, k = bases.shape[2], bases.shape[1]
-    scratch, space = rows_scratch(layout), lanczos_scratch(k)
     G, Y, Q, T = np.empty((m, m)), np.empty((k, m)), np.empty((k, m)), np.empty((k, k))
+    scratch, space = rows_scratch(layout, G), lanczos_scratch(k)
     for b in range(len(images)):
         rows_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
         size = append(given, offsets[b], offsets[b + 1], Q, 0)

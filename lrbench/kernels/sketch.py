@@ -62,8 +62,8 @@ def rows_sketched(
         (N,) int64, written; TOO_NARROW where k columns were too few.
     """
     m, k = bases.shape[2], len(tests)
-    scratch, space = rows_scratch(layout), lanczos_scratch(k)
     P, G = np.zeros(layout.channels * layout.plane, tests.dtype), np.empty((m, m))
+    scratch, space = rows_scratch(layout, G), lanczos_scratch(k)
     signs, tested = np.zeros(tests.shape[1], tests.dtype), np.empty((2, tests.shape[1]), tests.dtype)
     found = np.empty((2, m), tests.dtype)
     Y, Q, T = np.empty((k, m)), np.empty((k, m)), np.empty((k, k))

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.lanes import broadcast, fma, load, store, width, zeros
+from lrbench.kernels.lanes import broadcast, fma, load, prefetch, store, width, zeros
 from lrbench.kernels.loops import compiled
 
-__all__ = ["SLACK", "combine", "vectors"]
+__all__ = ["SLACK", "combine", "combine_two", "vectors"]
 
 SLACK = 16
 """Numbers behind a padded image, and behind a row, that may be read, or written, as well: more than a vector has."""
@@ -37,7 +37,7 @@ def vectors(layout: Any, P: Any) -> tuple[Any, Any]:  # pragma: no cover (compil
 
 @compiled
 def combine(
-    P: Any, starts: Any, c: Any, count: int, source: Any, target: Any, row: Any
+    P: Any, starts: Any, c: Any, count: int, source: Any, target: Any, row: Any, ahead: Any
 ) -> None:  # pragma: no cover (compiled)
     """``row`` = Σ_k c_k D_k, the D_k being rows of a block.
 
@@ -54,12 +54,18 @@ def combine(
         From :func:`vectors`.
     row : array
         (n + ``SLACK``,), in P's dtype, written.
+    ahead : array
+        (.,): memory that is asked for meanwhile, a bit at a time; the processor waits for no more than some lines.
     """
-    nothing = zeros(P)
+    nothing, asked = zeros(P), 0
+    bit = (len(ahead) * _TILE + len(source) - 1) // len(source)
     for q in range(0, len(source), _TILE):
         p0, p1, p2, p3 = source[q], source[q + 1], source[q + 2], source[q + 3]
         p4, p5, p6, p7 = source[q + 4], source[q + 5], source[q + 6], source[q + 7]
         x0 = x1 = x2 = x3 = x4 = x5 = x6 = x7 = nothing
+        for t in range(asked, min(asked + bit, len(ahead)), 64 // ahead.itemsize):
+            prefetch(ahead, (t,))
+        asked += bit
         for k in range(count):
             a, f = starts[k], broadcast(c, (k,))
             x0, x1 = fma(x0, f, load(P, (a + p0,))), fma(x1, f, load(P, (a + p1,)))
@@ -74,3 +80,32 @@ def combine(
         store(row, (target[q + 5],), x5)
         store(row, (target[q + 6],), x6)
         store(row, (target[q + 7],), x7)
+
+
+@compiled
+def combine_two(
+    P: Any, starts: Any, c: Any, d: Any, count: int, source: Any, target: Any, row: Any, other: Any, ahead: Any
+) -> None:  # pragma: no cover (compiled)
+    """As :func:`combine`, and ``other`` likewise with d: what is read from the image is shared."""
+    nothing, asked = zeros(P), 0
+    bit = (len(ahead) * (_TILE // 2) + len(source) - 1) // len(source)
+    for q in range(0, len(source), _TILE // 2):
+        p0, p1, p2, p3 = source[q], source[q + 1], source[q + 2], source[q + 3]
+        x0 = x1 = x2 = x3 = y0 = y1 = y2 = y3 = nothing
+        for t in range(asked, min(asked + bit, len(ahead)), 64 // ahead.itemsize):
+            prefetch(ahead, (t,))
+        asked += bit
+        for k in range(count):
+            a, f, g = starts[k], broadcast(c, (k,)), broadcast(d, (k,))
+            v0, v1, v2, v3 = load(P, (a + p0,)), load(P, (a + p1,)), load(P, (a + p2,)), load(P, (a + p3,))
+            x0, x1, x2, x3 = fma(x0, f, v0), fma(x1, f, v1), fma(x2, f, v2), fma(x3, f, v3)
+            y0, y1, y2, y3 = fma(y0, g, v0), fma(y1, g, v1), fma(y2, g, v2), fma(y3, g, v3)
+        t0, t1, t2, t3 = target[q], target[q + 1], target[q + 2], target[q + 3]
+        store(row, (t0,), x0)
+        store(row, (t1,), x1)
+        store(row, (t2,), x2)
+        store(row, (t3,), x3)
+        store(other, (t0,), y0)
+        store(other, (t1,), y1)
+        store(other, (t2,), y2)
+        store(other, (t3,), y3)

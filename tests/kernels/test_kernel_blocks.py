@@ -12,7 +12,7 @@ from torch import Tensor
 import lrbench
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.compressors import spectral
-from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
+from lrbench.kernels.gram import columns_gram, columns_scratch, rows_doubt, rows_gram, rows_scratch
 from lrbench.kernels.kernel_blocks import KernelBlocks
 from lrbench.kernels.layout import Layout
 
@@ -30,18 +30,19 @@ def kernels_view(blocks: Blocks) -> KernelBlocks:
     return view
 
 
-def gram(view: KernelBlocks, side: str) -> NDArray[np.float64]:
+def gram(view: KernelBlocks, side: str, dtype: str = "float64") -> NDArray[np.float64]:
     layout = view.layout
     m, n = layout.channels * layout.R * layout.S, layout.lines * layout.columns
     scratch, kernel, size = (
-        (rows_scratch(layout), rows_gram, m) if side == "rows" else (columns_scratch(layout), columns_gram, n)
+        (rows_scratch(layout, np.empty(0, dtype)), rows_gram, m)
+        if side == "rows"
+        else (columns_scratch(layout), columns_gram, n)
     )
     out = np.full((len(view.images), size, size), np.nan)
     for b, image in enumerate(view.images):
         kernel(image, np.ldexp(1.0, view.exponent[b]), 1.0, layout, scratch, out[b])
-    if side == "columns":  # above the diagonal is whatever was there
-        out = np.tril(out) + np.tril(out, -1).transpose(0, 2, 1)
-    return out
+    # Above the diagonal is whatever was there.
+    return np.tril(out) + np.tril(out, -1).transpose(0, 2, 1)
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])
@@ -63,6 +64,48 @@ def test_gram_matrices_of_any_number_of_channels(channels: int, arguments: Argum
     view = kernels_view(lrbench.Im2col(x, **arguments))
     np.testing.assert_allclose(gram(view, "rows"), D @ D.transpose(0, 2, 1), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(gram(view, "columns"), D.transpose(0, 2, 1) @ D, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 6), (4, 32, 32)])
+def test_a_gram_matrix_in_float32_is_off_by_no_more_than_is_told(shape: tuple[int, int, int]) -> None:
+    """Of numbers whose sums take the worst of rounding: all of one size, far from zero."""
+    generator = torch.Generator().manual_seed(0)
+    for arguments in EVERY:
+        x = 1 - 2.0**-12 * torch.rand(1, *shape, generator=generator)
+        view = kernels_view(lrbench.Im2col(x, **arguments))
+        layout, work = view.layout, np.empty(0, np.float32)
+        m = layout.channels * layout.R * layout.S
+        G, exact = np.zeros((2, m, m))
+        energy = rows_gram(view.images[0], 1.0, 1.0, layout, rows_scratch(layout, work), G)
+        rows_gram(view.images[0], 1.0, 1.0, layout, rows_scratch(layout, exact), exact)
+        assert energy == pytest.approx(float(np.square(view.images[0].astype(float)).sum()), rel=1e-5)
+        doubt, error = rows_doubt(energy, layout, work), np.tril(G - exact)
+        off = np.linalg.norm(error + np.tril(error, -1).T)
+        assert off <= doubt, arguments
+        assert abs(np.trace(error)) <= doubt, arguments
+        assert doubt < 1e-4 * np.trace(exact), arguments
+
+
+@pytest.mark.parametrize("side", [6, 20])
+def test_no_rounding_to_float32_decides_on_a_rank(side: int) -> None:
+    """A tolerance that the best factors of some rank just keep, and one that they just break, in every block."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(12, 3, side, side, generator=generator) + torch.linspace(0, 1, side)
+    blocks = lrbench.Im2col(x / x.amax(), kernel_size=3, padding=1)
+    D = blocks.dense().double().numpy()
+    energies = np.square(np.linalg.svd(D, compute_uv=False))
+    lost = energies[:, ::-1].cumsum(1)[:, ::-1] / energies.sum(1, keepdims=True)
+    view, near = kernels_view(blocks), 0
+    for i in range(len(D)):
+        for rank in range(1, energies.shape[1]):
+            eps = float(np.sqrt(lost[i, rank]))
+            if eps < 0.03:
+                continue
+            for inside, expected in ((1 + 1e-8, rank), (1 - 1e-8, rank + 1)):
+                _, ranks = view.bases("rows", inside * eps)
+                near += 1
+                assert ranks[i] == expected, (i, rank)
+    assert near > 24
 
 
 def test_a_plain_block_is_an_image_of_one_line() -> None:
@@ -125,26 +168,39 @@ def test_the_residual_of_an_image_of_any_width_is_taken_tile_by_tile(arguments: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pivots_of_images_of_any_width_are_those_of_the_residual(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pivots_of_images_of_any_width_are_those_of_the_residual(dtype: torch.dtype) -> None:
     """A row is computed in whole vectors, of which the last of a line holds more than there is."""
     generator = torch.Generator().manual_seed(0)
     for width in range(1, 40):
         x = torch.randn(3, 2, 9, width, generator=generator, dtype=torch.float64).to(dtype)
         x[1] = 0
         view = kernels_view(lrbench.Im2col(x, **(PLAIN | {"padding": (1, 1)})))
-        found = []
-        for few in (False, True):
-            monkeypatch.setattr(KernelBlocks, "_of_few_channels", lambda self, few=few: few)
-            found.append(view.crosses("residual", 0.1, 1e-6, 18))
-        (U, V, ranks), (U2, V2, ranks2) = found
+        U, V, ranks = view.crosses("residual", 0.1, 1e-6, 18)
+        pivots, exponent = view.pivots(0.1, 1e-6, 18), torch.tensor([0, 3, -41])
+        U2, V2, squared, energy = view.combine(pivots, torch.zeros_like(exponent), check=True)
+        ranks2 = pivots.ranks
         assert ranks[0] > 0 < ranks[2], width
         assert ranks[1] == 0, width
         torch.testing.assert_close(ranks2, ranks)
         atol = 1e-4 if dtype == torch.float32 else 1e-10
         torch.testing.assert_close(U2, U, rtol=0, atol=atol)
         torch.testing.assert_close(V2, V, rtol=0, atol=atol)
+        # A pivot row is met by the crosses up to its own: with the others it would not be exact.
+        first = 0
+        for rows, rank in zip(pivots.chosen, ranks2, strict=True):
+            for k in range(int(rank)):
+                assert not U2[first + k, rows[:k]].any(), width
+            first += int(rank)
+        # What is told is of what was stored, at whatever scale.
+        exact, whole = view.residuals(U2, V2, ranks2, torch.zeros_like(exponent))
+        torch.testing.assert_close(energy, whole)
+        assert (squared >= exact * (1 - 1e-12)).all(), width
+        assert (squared <= exact + 1e-4 * energy).all(), width
+        scaled = view.combine(pivots, exponent, check=True)
+        powers = exponent.repeat_interleave(ranks2)[:, None]
+        torch.testing.assert_close(scaled[0], torch.ldexp(U2, powers // 2), rtol=0, atol=0)
+        torch.testing.assert_close(scaled[1], torch.ldexp(V2, powers - powers // 2), rtol=0, atol=0)
+        torch.testing.assert_close(scaled[2], squared, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])
