@@ -147,9 +147,9 @@ class Compressor:
 
         Returns
         -------
-        LowRank, Basis or SharedBasis
+        LowRank, Basis, SharedBasis or PivotRows
             The factors, in the blocks' dtype or a wider one; or one side of them alone, if the other is its projection;
-            or columns that all blocks have in common.
+            or columns that all blocks have in common; or, from the kernels, the pivots of crosses.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no factors: give it a method factorize(blocks)")
 
