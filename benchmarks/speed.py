@@ -319,25 +319,24 @@ def _least(batch: Tensor, measured: dict[str, float]) -> list[str]:
     N, C, H, W = batch.shape
     # Of each pair of channels 25 shifts, of one with itself 13, tell the Gram matrix of a 3x3 kernel.
     gram = 2 * H * W * (25 * C * (C - 1) // 2 + 13 * C)
-    copied, double, single = _rates()
+    copied, multiplied = _rates()
     lines = []
     for name, seconds in measured.items():
         factors = lrbench.get_compressor(name, eps=EPS).compress(lrbench.Im2col(batch, 3, padding=1))
         m, n = factors.shape[1:]
         rank = factors.ranks.double()
         if name == "svd":
-            moved, left = (batch.nbytes + factors.nbytes) / N, "the eigenproblem"
-            single_work = {"the projection": 2 * m * n * rank}
+            left, further = "the eigenproblem", {"the projection": 2 * m * n * rank}
         else:
-            # The check reads what was written.
-            moved, left = (batch.nbytes + 2 * factors.nbytes) / N, "the search for pivots"
             rows = n * rank * (rank + 1)
-            single_work = {"the pivot rows": rows, "the rows of V": rows, "the residual": 2 * m * n * (rank + 1)}
+            # Row p_k of the residual is met by k crosses.
+            residual = 2 * n * (m * (rank + 1) - rank * (rank - 1) / 2)
+            left = "the search for pivots"
+            further = {"the pivot rows": rows, "the rows of V": rows, "the residual": residual}
+        moved = (batch.nbytes + factors.nbytes) / N
         parts = [(f"{moved:,.0f} bytes, read or written once", copied, moved, "GB/s of a copy")]
-        parts += [(f"{gram:,} flops in float64: the Gram matrix", double, gram, "GFLOP/s of torch.mm")]
-        for what, each in single_work.items():
-            flops = float(each.mean())
-            parts += [(f"{flops:,.0f} flops in float32: {what}", single, flops, "GFLOP/s of torch.mm")]
+        for what, flops in [("the Gram matrix", gram), *((what, float(each.mean())) for what, each in further.items())]:
+            parts += [(f"{flops:,.0f} flops in float32: {what}", multiplied, flops, "GFLOP/s of torch.mm")]
         lines += [
             f"| least work of {name} for an image | rate | µs |",
             "| --- | ---: | ---: |",
@@ -349,8 +348,8 @@ def _least(batch: Tensor, measured: dict[str, float]) -> list[str]:
     return lines
 
 
-def _rates() -> tuple[float, float, float]:
-    """Bytes read and written in a second by a copy, and operations by products of float64 and float32 matrices."""
+def _rates() -> tuple[float, float]:
+    """Bytes read and written in a second by a copy, and operations by products of float32 matrices."""
 
     def fastest(call: Callable[[], object]) -> float:
         times = []
@@ -362,12 +361,10 @@ def _rates() -> tuple[float, float, float]:
 
     source = torch.ones(16 << 20)
     target = torch.empty_like(source)
-    a = torch.rand(1024, 1024, dtype=torch.float64)
-    b, out, narrow = a.float(), torch.empty_like(a), torch.empty(1024, 1024)
+    a, out = torch.rand(1024, 1024), torch.empty(1024, 1024)
     return (
         2 * source.nbytes / fastest(lambda: target.copy_(source)),
         2 * 1024**3 / fastest(lambda: torch.mm(a, a, out=out)),
-        2 * 1024**3 / fastest(lambda: torch.mm(b, b, out=narrow)),
     )
 
 
