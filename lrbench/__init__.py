@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lrbench.factors import Factors, Origin
     from lrbench.im2col import Geometry, Im2col
     from lrbench.kept import KeptInput
-    from lrbench.low_rank import Basis, LowRank, SharedBasis
+    from lrbench.low_rank import Basis, LowRank, PivotRows, SharedBasis
     from lrbench.measure.error import relative_error
     from lrbench.measure.ledger import Ledger, take_ledger
     from lrbench.measure.savings import measure_savings
@@ -53,6 +53,7 @@ __all__ = [
     "LowRank",
     "NonFiniteBlockError",
     "Origin",
+    "PivotRows",
     "Policy",
     "SharedBasis",
     "Tuned",

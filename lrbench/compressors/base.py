@@ -257,14 +257,13 @@ class Compressor:
 
     def _certified(self, blocks: Blocks, exponent: Tensor) -> tuple[LowRank, Tensor]:
         """Factors of some blocks that keep the tolerance, or none where a block is to be stored, and the origins."""
-        lowered = -exponent
-        work = ScaledBlocks(blocks, lowered)
+        work = ScaledBlocks(blocks, -exponent)
         origin = torch.full((len(work),), int(Origin.OWN), dtype=torch.uint8, device=work.device)
         if self.eps == 1 and self.guarantee == "block":
             return self._empty(work), origin
         dtype = work.dtype if self.factors is None else HALVES[self.factors]
         # The method gets blocks of its own: it may work in place, and the check must not see what it left.
-        proposal = self.factorize(ScaledBlocks(blocks, lowered))
+        proposal = self.factorize(ScaledBlocks(blocks, -exponent))
         if self.guarantee != "block":
             factors = stored(work, proposal, exponent, dtype)
             if self.factors is not None:
@@ -325,7 +324,7 @@ def scale_exponents(magnitude: Tensor) -> Tensor:
     if magnitude.device.type == "cpu" and magnitude.dtype in (torch.float32, torch.float64):
         # As below: of so few numbers most of the time goes into calls, which NumPy's take less of.
         m, e = np.frexp(magnitude.detach().numpy())
-        return torch.from_numpy(e.astype(np.int64) - (m == 0.5))
+        return torch.from_numpy(np.asarray(e.astype(np.int64) - (m == 0.5)))
     mantissa, exponent = torch.frexp(magnitude)
     return exponent.to(torch.int64) - (mantissa == 0.5).to(torch.int64)
 

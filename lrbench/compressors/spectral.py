@@ -41,9 +41,10 @@ def truncated_svd(blocks: Blocks, eps: float) -> Basis:
     For eps >= 1e-5 the singular vectors of the shorter side are eigenvectors of the Gram matrix, accumulated in
     float64, and the other side follows by projection. On a CPU the matrix is decomposed as far as is needed to prove
     the rank to be the least, and the squared error to exceed the least at that rank by no more than a millionth of
-    eps²; elsewhere it is decomposed whole. Where on a CPU rows of float32 images are the shorter side and eps is at
-    least 0.03, the matrix is computed in float32, and again where rounding might decide on the rank: the rank is proven
-    as otherwise, and the error at it exceeds the least by some 1e-7 of eps². Below 1e-5, D is formed and decomposed.
+    eps²; elsewhere it is decomposed whole. Where on a CPU rows of float32 images are the shorter side, and rounding is
+    far below what may be lost, the matrix is computed in float32, and again where rounding might decide on the rank:
+    the rank is proven as otherwise, and the error at it typically exceeds the least by some 1e-7 of eps². Below 1e-5, D
+    is formed and decomposed.
 
     Parameters
     ----------

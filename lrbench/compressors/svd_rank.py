@@ -13,9 +13,9 @@ from lrbench.low_rank import Basis
 class FixedRankSVD(Compressor):
     """The truncated SVD of rank ``rank``, whatever it loses: the least error that so many terms allow.
 
-    No rank-r approximation is nearer in the Frobenius norm (C. Eckart and G. Young, 1936). On a CPU the singular
-    vectors are iterated on until the squared error is proven to exceed the least by no more than a millionth of it, or
-    by 1e-16 of the block's energy, before U and V are rounded to their dtype. Nothing is stored as it is, even where
+    No rank-r approximation is nearer in the Frobenius norm (C. Eckart and G. Young, 1936). On a CPU the squared
+    error is proven to exceed the least by no more than a millionth of it, or by 1e-13 of the block's energy, before U
+    and V are rounded to their dtype. Nothing is stored as it is, even where
     factors are larger than the block, but what a half precision cannot hold; a zero block has rank 0.
 
     Parameters

@@ -26,8 +26,8 @@ from lrbench.low_rank import Basis
 class SameRankSVD(Compressor):
     """The truncated SVD with the rank that ``aca-estimate`` takes on the same block: as many bytes, the least error.
 
-    On a CPU the singular vectors are iterated on until the squared error is proven to exceed the least by no more than
-    a millionth of it, or by 1e-16 of the block's energy, before U and V are rounded to their dtype.
+    On a CPU the squared error is proven to exceed the least by no more than a millionth of it, or by 1e-13 of the
+    block's energy, before U and V are rounded to their dtype.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class SameRankSVD(Compressor):
 class SameErrorSVD(Compressor):
     """The truncated SVD of the least rank whose error is not above that of ``aca-estimate`` on the same block.
 
-    On a CPU the singular vectors are iterated on until that rank is proven to be the least.
+    On a CPU that rank is proven to be the least.
 
     Parameters
     ----------

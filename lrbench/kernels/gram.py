@@ -13,11 +13,14 @@ from lrbench.kernels.lanes import fma, load, summed, width, zeros
 from lrbench.kernels.layout import pad
 from lrbench.kernels.loops import compiled, inner
 
-__all__ = ["columns_gram", "columns_scratch", "reflect", "rows_doubt", "rows_gram", "rows_scratch"]
+__all__ = ["columns_gram", "columns_scratch", "in_double", "reflect", "rows_doubt", "rows_gram", "rows_scratch"]
 
 
 _SLACK = 16
 """Zeros that a vector may reach into: more than it has."""
+
+_PLANNED = 25
+"""Places in a kernel up to which it is worth a plan, whose size grows with their square and more."""
 
 
 @compiled
@@ -129,13 +132,16 @@ def _plan(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
     tuple
         Of a pair's entries, (R·S, R·S), which product of whole images they begin with. Of each product to be taken off,
         (., 4): 0 for a line, 1 for a column, 2 for a pixel; where it begins in the first channel and in the second; its
-        length. And of each term, (., 4): its entry, the product, −1 or 1. All int64.
+        length. And of each term, (., 4): its entry, the product, −1 or 1. All int64. Of kernels with more than
+        ``_PLANNED`` places there are no entries, and no plan.
     """
     H, W, R, S, p, q = layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
     pitch, guard = _frameless(layout)
     m, lags = R * S, 2 * S - 1
-    begins = np.empty((m, m), np.int64)
     products, terms = [(2, 0, 0, 1)], [(0, 0, 0, 0)]  # nothing, for there may be nothing else
+    if m > _PLANNED:
+        return np.empty((0, 0), np.int64), np.array(products), np.array(terms)
+    begins = np.empty((m, m), np.int64)
     for dr in range(1 - R, R):
         first, last = max(0, -dr * p), min(H, H - dr * p)
         most = (min(R, R - dr) - 1) * p - layout.top
@@ -249,6 +255,11 @@ def rows_gram(
                     k += 5 if step else 1
             for c in range(group, min(group + 3, c2 + 1)):
                 z = products[c - group]
+                if len(plan[0]) == 0:
+                    energy += z[whole // 2] if c == c2 else 0.0
+                    for dr in range(0 if c == c2 else 1 - R, R):
+                        _without_plan(P, Q, z[(dr + R - 1) * lags :], layout, c, c2, dr, G)
+                    continue
                 if c == c2:
                     for k in range(whole // 2):
                         z[k] = z[whole - 1 - k]
@@ -256,6 +267,12 @@ def rows_gram(
                 _left_out(P[c * size :], P[c2 * size :], Q[c * W * H :], Q[c2 * W * H :], plan, z[whole:])
                 _assemble(z, whole, plan, G[c2 * m : (c2 + 1) * m, c * m : (c + 1) * m])
     return energy
+
+
+@compiled
+def in_double(scratch: Any) -> tuple[Any, Any, Any, Any]:  # pragma: no cover (compiled)
+    """Scratch of :func:`rows_gram` for arithmetic in float64, what it has in common with another shared."""
+    return np.zeros(len(scratch[0])), np.zeros(len(scratch[1])), scratch[2], scratch[3]
 
 
 @compiled
@@ -277,7 +294,8 @@ def rows_doubt(energy: float, layout: Any, work: Any) -> float:  # pragma: no co
     lane = (layout.height * pitch + width(work) - 1) // width(work) + width(work)
     terms = lane + layout.height + layout.width + 4
     unit = 2.0**-24 if work.itemsize < 8 else 2.0**-53
-    return terms * unit / (1 - terms * unit) * layout.R * layout.S * energy
+    part = terms * unit
+    return part / (1 - part) * layout.R * layout.S * energy * (1 + part) if part < 0.5 else np.inf
 
 
 @compiled
@@ -304,6 +322,57 @@ def _assemble(z: Any, whole: int, plan: Any, G: Any) -> None:  # pragma: no cove
             row[j] = z[first[j]]
     for k in range(len(terms)):
         G[terms[k, 0], terms[k, 1]] += terms[k, 3] * z[whole + terms[k, 2]]
+
+
+@compiled
+def _without_plan(
+    P: Any, Q: Any, z: Any, layout: Any, c: int, c2: int, dr: int, G: Any
+) -> None:  # pragma: no cover (compiled)
+    """What :func:`_left_out` and :func:`_assemble` do, for rows that are ``dr`` kernel rows apart, without a plan."""
+    H, W, R, S, p, q = layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
+    pitch, guard = _frameless(layout)
+    size = H * pitch + 2 * guard
+    base, shift = c * size + guard, (c2 - c) * size + dr * p * pitch
+    first, last = max(0, -dr * p), min(H, H - dr * p)
+    start, stop = max(0, -dr), min(R, R - dr)
+    low, high = -layout.top, layout.lines - layout.top
+    left, right = -layout.left, layout.columns - layout.left
+    into = G[(c2 * R + dr) * S :, c * R * S :]
+    for ds in range(0 if c2 == c and dr == 0 else 1 - S, S):
+        x0, x1 = max(0, -ds * q), min(W, W - ds * q)
+        begin, end = max(0, -ds), min(S, S - ds)
+        along, whole = shift + ds * q, z[ds + S - 1]
+        for r in range(start, stop):
+            for s in range(begin, end):
+                into[r * S + s + ds, r * S + s] = whole
+        y = first
+        while y < last:
+            if (stop - 1) * p + low <= y < start * p + high:
+                y = start * p + high  # all windows meet what is before
+                continue
+            missed = _dot_at(P, base + y * pitch, P, base + y * pitch + along, W)
+            for r in range(start, stop):
+                if y < r * p + low or y >= r * p + high:
+                    for s in range(begin, end):
+                        into[r * S + s + ds, r * S + s] -= missed
+            y += 1
+        x = x0
+        while x < x1:
+            if (end - 1) * q + left <= x < begin * q + right:
+                x = begin * q + right
+                continue
+            at = (c2 * W + x + ds * q) * H + first + dr * p
+            missed = _dot_at(Q, (c * W + x) * H + first, Q, at, max(0, last - first))
+            for r in range(start, stop):
+                part = missed
+                for y in range(first, min(r * p + low, last)):
+                    part -= np.float64(P[base + y * pitch + x]) * np.float64(P[base + y * pitch + x + along])
+                for y in range(max(r * p + high, r * p + low, first), last):
+                    part -= np.float64(P[base + y * pitch + x]) * np.float64(P[base + y * pitch + x + along])
+                for s in range(begin, end):
+                    if x < s * q + left or x >= s * q + right:
+                        into[r * S + s + ds, r * S + s] -= part
+            x += 1
 
 
 @compiled

@@ -12,6 +12,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
 from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, sketch, spectral, windows
+from lrbench.kernels.gram import rows_doubt
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
 from lrbench.kernels.pivots import find, write
@@ -25,9 +26,8 @@ _GRAM_TELLS = {4: 5e-7, 8: 5e-11}
 """From which tolerance of squared norms on a float64 Gram matrix tells the size of a residual whose rows are computed
 in numbers of 4, or of 8, bytes as well as the residual does."""
 
-
-_ROUGH = 0.0299
-"""From this tolerance on a Gram matrix in float32 tells the rank of most blocks."""
+_FEW = 400
+"""So many times what rounding may do to a Gram matrix in float32 is to be lost at least, for it seldom to decide."""
 
 
 class KernelBlocks(NamedTuple):
@@ -106,10 +106,7 @@ class KernelBlocks(NamedTuple):
 
         # Found by trial: a full decomposition is dearer for larger matrices, the more so the fewer vectors are wanted.
         together = size <= (64 if not isinstance(eps, Tensor) and eps <= 0.2 else 48)
-        # Where a Gram matrix is made of many products, and rounding seldom decides on the rank, float32 will do.
-        work = self._work(
-            ranks is None and self.layout.R * self.layout.S > 1 and not isinstance(eps, Tensor) and eps >= _ROUGH
-        )
+        work = self._gram_dtype(eps**2 if ranks is None and not isinstance(eps, Tensor) else 0.0)
 
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
@@ -297,11 +294,12 @@ class KernelBlocks(NamedTuple):
         dtype = self.images.dtype
         U, C = np.empty((N, limit, m), dtype), np.empty((N, limit, limit), dtype)
         chosen, ranks = np.empty((N, limit), np.int64), np.empty(N, np.int64)
+        gram = self._gram_dtype(tolerance)
 
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
             row = np.empty(n + windows.SLACK, dtype)
-            target = (U[cut], C[cut], chosen[cut], ranks[cut])
+            target = (gram, U[cut], C[cut], chosen[cut], ranks[cut])
             find(self.images[cut], power[cut], self.layout, at, tolerance, floor, limit, row, *target)
 
         for_parts(N, part)
@@ -402,6 +400,15 @@ class KernelBlocks(NamedTuple):
 
         for_parts(len(ranks), part)
         return torch.from_numpy(squared), torch.from_numpy(norms)
+
+    def _gram_dtype(self, allowed: float) -> Array:
+        """Empty, of the dtype that Gram matrices of rows are to be computed in where so much of the trace may be lost.
+
+        It is the images', if matrices are made of many products, and rounding is far below what may be lost.
+        """
+        layout, single = self.layout, np.empty(0, np.float32)
+        rounding = rows_doubt(1.0, layout, single) / (layout.R * layout.S)
+        return self._work(layout.R * layout.S > 1 and rounding * _FEW <= allowed)
 
     def _work(self, single: bool) -> Array:
         return np.empty(0, self.images.dtype if single else np.float64)

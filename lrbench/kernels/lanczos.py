@@ -175,7 +175,9 @@ def leading_eigenvectors(G: Any, eps: float, rank: int, scratch: Any) -> int:  #
         return FAILED
     combine(Z, r, Q, j, G)
     if r > 0 and not given:
-        spare[0] = min(allowed - (trace - total), trace - total + theta[r - 1] - allowed)
+        # Before the end r − 1 eigenvalues are known to a slack.
+        unsure = _SLACK * allowed if j < n else 0.0
+        spare[0] = min(allowed - (trace - total), trace - total + theta[r - 1] - unsure - allowed)
     return r
 
 

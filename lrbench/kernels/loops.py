@@ -191,7 +191,7 @@ def inner(rows: Any, count: int, w: Any, out: Any) -> None:  # pragma: no cover 
         out[i], out[i + 1], out[i + 2], out[i + 3] = s0, s1, s2, s3
         i += 4
     while i < count:
-        out[i] = dot(rows[i], w)
+        out[i] = dot(w, rows[i])  # rows may be longer
         i += 1
 
 

@@ -38,6 +38,7 @@ def find(
     floor: float,
     limit: int,
     row: Any,
+    gram: Any,
     U: Any,
     C: Any,
     chosen: Any,
@@ -50,7 +51,9 @@ def find(
     images, power, layout, at, tolerance, floor, limit
         As for :func:`lrbench.kernels.crosses.by_residual`.
     row : array
-        (n + ``SLACK``,), scratch, in the dtype of the arithmetic on rows; that on G and B is in float64.
+        (n + ``SLACK``,), scratch, in the dtype of the arithmetic on rows; that with G and B is in float64.
+    gram : array
+        Empty, of the dtype that G is computed in.
     U : array
         (N, limit, m) in that dtype, written: the columns of the crosses.
     C : array
@@ -65,7 +68,7 @@ def find(
     P = np.zeros(layout.channels * layout.plane + SLACK, row.dtype)
     pixels, values = P[: layout.channels * layout.plane], row[:n]
     source, target = vectors(layout, P)
-    scratch = rows_scratch(layout, row)
+    scratch = rows_scratch(layout, gram)
     # Zeros fill the last vectors.
     wide = (m + 15) // 16 * 16
     G, B = np.zeros((m, wide)), np.zeros((limit + 1, wide))
@@ -119,8 +122,8 @@ def find(
             chosen[b, rank] = i
             into, last, size = U[b, rank], B[rank], g[i]
             left = 0.0
-            for k in range(rank):
-                u[rows[k]] = 0.0  # but for rounding errors it is
+            for k in range(rank):  # but for rounding errors they are
+                u[rows[k]], energy[rows[k]] = 0.0, 0.0
             for k in range(m):
                 into[k] = u[k]
                 u[k] = into[k]  # what is stored, not what was computed, is taken away
@@ -163,7 +166,7 @@ def write(
     check : bool
         Whether to tell what is lost.
     columns, coefficients, chosen
-        U, C and ``chosen`` of :func:`find`.
+        U, C and ``chosen`` of :func:`find`; what is above the diagonal of C is overwritten.
     U, V : array
         (., m) and (., n), written.
     squared, norms : array
@@ -187,7 +190,7 @@ def write(
             used[order[k]] = 1
         rest = rank
         for i in range(len(at)):
-            if used[i] == 0:
+            if used[i] == 0 and rest < len(order):
                 order[rest] = i
                 rest += 1
             used[i] = 0

@@ -98,7 +98,7 @@ def project_rows(
                 store_lines(row, power[b, 4], power[b, 5], n, n, V[first + index])
                 if double:
                     met += dot(computed, row)
-        _judge(A, B[:, :n], rank, norm, met, m, products, squared, norms, b)
+        _judge(A, B, n, rank, norm, met, m, products, squared, norms, b)
 
 
 @compiled
@@ -141,7 +141,7 @@ def project_columns(
             for index in range(k, other + 1):
                 _store(column[index - k], power[b, 2], power[b, 3], U[first + index], A[index])
                 met += dot(column[index - k], A[index])
-        _judge(B, A, rank, norm, met, n, products, squared, norms, b)
+        _judge(B, A, m, rank, norm, met, n, products, squared, norms, b)
 
 
 @compiled
@@ -411,36 +411,46 @@ def _add_energies(
 
 @compiled
 def _judge(
-    A: Any, B: Any, rank: int, norm: float, met: float, length: int, products: Any, squared: Any, norms: Any, b: int
+    A: Any,
+    B: Any,
+    other_length: int,
+    rank: int,
+    norm: float,
+    met: float,
+    length: int,
+    products: Any,
+    squared: Any,
+    norms: Any,
+    b: int,
 ) -> None:  # pragma: no cover (compiled)
     """Tell what a projection loses.
 
     Parameters
     ----------
     A, B : array
-        (., length) and (., .): as they are stored, the basis and the products with it.
+        (., length) and (., >= other_length): as they are stored, the basis and the products with it.
     """
     both, held, skew, slant = 0.0, 0.0, 0.0, 0.0
     single = A.itemsize < 8
     for k in range(rank):
         if not single:
             # ⟨UᵀU, VVᵀ⟩: what is beside the diagonal counts twice.
-            inner(B, k + 1, B[k], products)
+            inner(B, k + 1, B[k, :other_length], products)
             held += products[k]
         else:
-            held += _energy(B[k])
+            held += _energy(B[k, :other_length])
         for other in range(k + 1):
             product = _wide_product(A[k], A[other])
             if not single:
                 both += (2.0 if other < k else 1.0) * product * products[other]
             slant += product**2 * (2.0 if other < k else 0.0) + ((product - 1.0) ** 2 if other == k else 0.0)
             skew += product if other == k else 0.0
-    terms = A.shape[1] * B.shape[1] + 4 * (A.shape[1] + B.shape[1]) + rank * rank
+    terms = length * other_length + 4 * (length + other_length) + rank * rank
     if single:
         # V is UᵀD + E, |E| at most γ |U|ᵀ|D| whatever the order of summation (N. J. Higham, 2002, section 3.5).
         unit = 2.0**-24
         gamma = (length + 1) * unit / (1 - (length + 1) * unit)
-        held /= 1 + (B.shape[1] / (4 * width(B)) + 8) * unit  # four vectors sum it up: no more is held for certain
+        held /= 1 + 2 * (other_length / (4 * width(B)) + 8) * unit  # summed by four vectors: so much is certain
         rounding = 2 * gamma * np.sqrt(skew * norm * held) + np.sqrt(slant) * held
         squared[b] = max(0.0, norm - held) + rounding + terms * 1.2e-16 * (norm + held)
     else:

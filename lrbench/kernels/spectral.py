@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.gram import columns_gram, columns_scratch, rows_doubt, rows_gram, rows_scratch
+from lrbench.kernels.gram import columns_gram, columns_scratch, in_double, rows_doubt, rows_gram, rows_scratch
 from lrbench.kernels.lanczos import ANY, lanczos_scratch, leading_eigenvectors, room
 from lrbench.kernels.loops import compiled
 from lrbench.kernels.several import LANES, leading_of_several, several_scratch
@@ -38,7 +38,8 @@ def rows_bases(
         (N,) int64: ANY, or the rank that is to be; written; see :func:`leading_eigenvectors`.
     """
     m = bases.shape[1]
-    scratch, precise, space = rows_scratch(layout, work), rows_scratch(layout, bases), _scratch(m, together)
+    scratch, space = rows_scratch(layout, work), _scratch(m, together)
+    precise = in_double(scratch)
     doubts, margins, group = np.empty(LANES), np.empty(LANES), LANES if together else 1
     for first in range(0, len(images), group):
         end = min(first + group, len(images))

@@ -51,9 +51,9 @@ def combine(
         (>= count,), in P's dtype.
     count : int
     source, target : array
-        From :func:`vectors`.
+        Where vectors are read from, in a window, and written to: see :func:`vectors`.
     row : array
-        (n + ``SLACK``,), in P's dtype, written.
+        In P's dtype, written, as far as the last vector reaches.
     ahead : array
         (.,): memory that is asked for meanwhile, a bit at a time; the processor waits for no more than some lines.
     """

@@ -56,7 +56,17 @@ def test_gram_matrices_are_those_of_the_blocks_for_every_geometry(side: str) -> 
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 7])
-@pytest.mark.parametrize("arguments", [PLAIN, PLAIN | {"kernel_size": (5, 4), "padding": (4, 3)}], ids=["3x3", "5x4"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        PLAIN,
+        PLAIN | {"kernel_size": (5, 4), "padding": (4, 3)},
+        PLAIN | {"kernel_size": (6, 7), "padding": (5, 2)},
+        PLAIN | {"kernel_size": (6, 5), "padding": (0, 1)},
+        PLAIN | {"kernel_size": (3, 9), "padding": (1, 4), "dilation": (2, 1)},
+    ],
+    ids=["3x3", "5x4", "6x7", "6x5", "3x9"],
+)
 def test_gram_matrices_of_any_number_of_channels(channels: int, arguments: Arguments) -> None:
     """Channels are taken in threes, shifts in fives: what is left over counts as well."""
     x = torch.rand(2, channels, 6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -108,6 +118,40 @@ def test_no_rounding_to_float32_decides_on_a_rank(side: int) -> None:
     assert near > 24
 
 
+@pytest.mark.parametrize("name", ["svd", "aca"])
+def test_what_becomes_of_an_image_does_not_depend_on_its_neighbours(name: str) -> None:
+    """To the last bit, though matrices are decomposed eight at a time, in parts that depend on threads."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(21, 3, 32, 32, generator=generator) * torch.rand(21, 1, 1, 32, generator=generator)
+    x[4], x[7] = 0, x[7] * 1e-5
+    compressor = lrbench.get_compressor(name, eps=0.2)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            whole = compressor.compress(lrbench.Im2col(x, kernel_size=3, padding=1))
+            ends = whole.offsets.tolist()
+            for some in ([20], [4, 3], [0, 1, 2, 7, 9, 13, 14, 15, 16, 19]):
+                part = compressor.compress(lrbench.Im2col(x[some], kernel_size=3, padding=1))
+                rows = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in some])
+                assert torch.equal(part.ranks, whole.ranks[some])
+                assert torch.equal(part.U, whole.U[rows])
+                assert torch.equal(part.V, whole.V[rows])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("eps", [8e-4, 1e-3, 2e-3])
+def test_crosses_of_almost_constant_images_are_stopped_by_their_residual(eps: float) -> None:
+    """What rounds alike in every product of a sum is no residual."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.7 + 2e-3 * torch.rand(3, 3, 64, 64, generator=generator)
+    blocks = lrbench.Im2col(x, kernel_size=3)
+    view = kernels_view(blocks)
+    _, _, ranks = view.crosses("residual", eps**2, 1e-6, 27)
+    assert torch.equal(view.pivots(eps**2, 1e-6, 27).ranks, ranks)
+
+
 def test_a_plain_block_is_an_image_of_one_line() -> None:
     D = torch.rand(3, 5, 9, dtype=torch.float64).mT  # not contiguous
     view = kernels_view(DenseBlocks(D))
@@ -155,7 +199,7 @@ def test_projection_and_residual_are_those_of_what_was_stored(side: str, dtype: 
     "arguments", [PLAIN | {"padding": (1, 1)}, PLAIN | {"kernel_size": (1, 1)}], ids=["3x3", "1x1"]
 )
 def test_the_residual_of_an_image_of_any_width_is_taken_tile_by_tile(arguments: Arguments, single: bool) -> None:
-    """A tile is of four rows and two vectors, of which the last ones hold more than there is."""
+    """A tile is of four rows and three vectors, of which the last ones hold more than there is."""
     generator = torch.Generator().manual_seed(0)
     for width in range(1, 50):
         x = torch.rand(1, 1, 60, width, generator=generator, dtype=torch.float32 if single else torch.float64)
