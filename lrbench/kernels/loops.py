@@ -32,6 +32,7 @@ __all__ = [
     "inner",
     "inner_symmetric",
     "subtract",
+    "trace",
 ]
 
 
@@ -172,6 +173,15 @@ def dot(a: Any, b: Any) -> float:  # pragma: no cover (compiled)
     total = 0.0
     for t in range(len(a)):
         total += a[t] * b[t]
+    return total
+
+
+@compiled
+def trace(G: Any) -> float:  # pragma: no cover (compiled)
+    """Σ G_ii."""
+    total = 0.0
+    for i in range(len(G)):
+        total += G[i, i]
     return total
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from lrbench.kernels.gram import columns_gram, columns_scratch, rows_gram, rows_scratch
 from lrbench.kernels.lanczos import lanczos_scratch
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import compiled, dot, inner_symmetric
+from lrbench.kernels.loops import compiled, dot, inner_symmetric, trace
 from lrbench.kernels.sketch import append, expand, sketch_columns, sketch_rows, truncate
 
 __all__ = ["columns_grown", "columns_within", "rows_grown", "rows_within"]
@@ -54,7 +54,7 @@ def rows_grown(
         pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, P)
         expand(words[b], layout.columns, layout.pitch, signs)
         rows_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
-        left, drawn, size = _trace(G), 0, 0
+        left, drawn, size = trace(G), 0, 0
         allowed = enough * enough * left
         while drawn < k and left > allowed:
             end = min(drawn + width, k)
@@ -91,7 +91,7 @@ def columns_grown(
         pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, P)
         expand(words[b], len(signs), len(signs), signs)
         columns_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
-        left, drawn, size = _trace(G), 0, 0
+        left, drawn, size = trace(G), 0, 0
         allowed = enough * enough * left
         while drawn < k and left > allowed:
             end = min(drawn + width, k)
@@ -140,14 +140,6 @@ def columns_within(
         columns_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
         size = append(given, offsets[b], offsets[b + 1], Q, 0)
         ranks[b] = truncate(G, Y, eps, size, Q, T, space, bases[b]) if size else 0
-
-
-@compiled
-def _trace(G: Any) -> float:  # pragma: no cover (compiled)
-    total = 0.0
-    for i in range(len(G)):
-        total += G[i, i]
-    return total
 
 
 @compiled

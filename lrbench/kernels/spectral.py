@@ -6,7 +6,7 @@ import numpy as np
 
 from lrbench.kernels.gram import columns_gram, columns_scratch, in_double, rows_doubt, rows_gram, rows_scratch
 from lrbench.kernels.lanczos import ANY, lanczos_scratch, leading_eigenvectors, room
-from lrbench.kernels.loops import compiled
+from lrbench.kernels.loops import compiled, trace
 from lrbench.kernels.several import LANES, leading_of_several, several_scratch
 
 __all__ = ["ANY", "columns_bases", "rows_bases"]
@@ -45,7 +45,7 @@ def rows_bases(
         end = min(first + group, len(images))
         for b in range(first, end):
             energy = rows_gram(images[b], power[b, 0], power[b, 1], layout, scratch, bases[b])
-            doubts[b - first] = rows_doubt(energy, layout, work) / max(_trace(bases[b]), 1e-300)
+            doubts[b - first] = rows_doubt(energy, layout, work) / max(trace(bases[b]), 1e-300)
         _leading(bases[first:end], eps[first:end], ranks[first:end], margins, together, space)
         if work.itemsize == 8:
             continue
@@ -85,14 +85,6 @@ def _leading(
         leading_of_several(G, eps, ranks, margins, scratch[1])
         return
     for b in range(len(G)):
-        trace = _trace(G[b])
+        total = trace(G[b])
         ranks[b] = leading_eigenvectors(G[b], eps[b], ranks[b], scratch[0])
-        margins[b] = room(scratch[0]) / max(trace, 1e-300)
-
-
-@compiled
-def _trace(G: Any) -> float:  # pragma: no cover (compiled)
-    total = 0.0
-    for i in range(len(G)):
-        total += G[i, i]
-    return total
+        margins[b] = room(scratch[0]) / max(total, 1e-300)
