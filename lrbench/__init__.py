@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lrbench.factors import Factors, Origin
     from lrbench.im2col import Geometry, Im2col
     from lrbench.kept import KeptInput
-    from lrbench.low_rank import Basis, LowRank, PivotRows, SharedBasis
+    from lrbench.low_rank import Basis, Crosses, LowRank, SharedBasis
     from lrbench.measure.error import relative_error
     from lrbench.measure.ledger import Ledger, take_ledger
     from lrbench.measure.savings import measure_savings
@@ -41,6 +41,7 @@ __all__ = [
     "Code",
     "Compressed",
     "Compressor",
+    "Crosses",
     "DenseBlocks",
     "EncodedInput",
     "Factors",
@@ -53,7 +54,6 @@ __all__ = [
     "LowRank",
     "NonFiniteBlockError",
     "Origin",
-    "PivotRows",
     "Policy",
     "SharedBasis",
     "Tuned",

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "LowRank", "PivotRows", "RowSubset", "SharedBasis", "ranges", "select_blocks"]
+__all__ = ["Basis", "Crosses", "LowRank", "RowSubset", "SharedBasis", "ranges", "select_blocks"]
 
 
 @dataclass(frozen=True)
@@ -122,27 +122,22 @@ class Basis:
     ranks: Tensor
 
 
-@dataclass(frozen=True)
-class PivotRows:
-    """Columns of U_i, and of which of a block's own rows those of V_i are made; the certificate computes these.
+class Crosses(NamedTuple):
+    """Crosses that are still to be found: the certificate does so, and looks at each block in the same pass.
 
     Attributes
     ----------
-    columns : Tensor
-        (N, k, m), of which the leading ``ranks[i]`` rows are columns of U_i.
-    coefficients : Tensor
-        (N, k, k), of the same dtype: row l of V_i is Σ_{j <= l} ``coefficients[i, l, j]`` times row ``chosen[i, j]`` of
-        D_i; what is above the diagonal is not to be read.
-    chosen : Tensor
-        (N, k) int64.
-    ranks : Tensor
-        (N,) int64, the r_i <= k.
+    tolerance : float
+        What may be lost of a block's squared norm.
+    floor : float
+        What is smaller than that part of a block's norm is a rounding error, and no pivot.
+    limit : int
+        Largest rank, at which a block's crosses end whatever they lose.
     """
 
-    columns: Tensor
-    coefficients: Tensor
-    chosen: Tensor
-    ranks: Tensor
+    tolerance: float
+    floor: float
+    limit: int
 
 
 @dataclass(frozen=True)

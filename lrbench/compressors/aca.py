@@ -4,7 +4,7 @@ from lrbench.blocks import Blocks
 from lrbench.compressors import register
 from lrbench.compressors.base import Compressor
 from lrbench.compressors.crosses import cross_approximation
-from lrbench.low_rank import LowRank, PivotRows
+from lrbench.low_rank import Crosses, LowRank
 
 
 @register("aca")
@@ -27,7 +27,7 @@ class ACA(Compressor):
     forms_blocks = False
     version = 3
 
-    def factorize(self, blocks: Blocks) -> LowRank | PivotRows:
+    def factorize(self, blocks: Blocks) -> LowRank | Crosses:
         """See :func:`lrbench.compressors.crosses.cross_approximation`."""
         return cross_approximation(blocks, self.aim, stop="residual", most=self.largest_rank(blocks))
 

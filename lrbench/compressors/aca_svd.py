@@ -37,7 +37,7 @@ class RecompressedACA(Compressor):
     def factorize(self, blocks: Blocks) -> LowRank | Basis:
         """Let the crosses go further than eps, so that the SVD has something to cut."""
         proposed = cross_approximation(blocks, _FURTHER * self.aim, stop="residual", most=self.largest_rank(blocks))
-        crosses = stored(blocks, proposed, torch.zeros_like(proposed.ranks))
+        crosses = stored(blocks, proposed, torch.zeros(len(blocks), dtype=torch.int64, device=blocks.device))
         view = KernelBlocks.of(blocks)
         if view is not None and self.aim >= GRAM_LIMIT:
             side = shorter_side(blocks)

@@ -20,7 +20,7 @@ from lrbench.compressors.spectral import largest_rank, truncated_svd
 from lrbench.factors import Factors, Origin
 from lrbench.im2col import Geometry
 from lrbench.kernels.kernel_blocks import KernelBlocks
-from lrbench.low_rank import Basis, LowRank, PivotRows, SharedBasis, ranges
+from lrbench.low_rank import Basis, Crosses, LowRank, SharedBasis, ranges
 
 __all__ = ["Compressor", "Guarantee", "NonFiniteBlockError", "UnknownCompressorError", "scale_exponents", "without"]
 
@@ -137,7 +137,7 @@ class Compressor:
         half = "" if self.factors is None else f", factors={self.factors!r}"
         return f"{type(self).__name__}(eps={self.eps:g}{half})"
 
-    def factorize(self, blocks: Blocks) -> LowRank | Basis | SharedBasis | PivotRows:
+    def factorize(self, blocks: Blocks) -> LowRank | Basis | SharedBasis | Crosses:
         """Approximate blocks by factors, to the relative error :attr:`aim`.
 
         Parameters
@@ -147,7 +147,7 @@ class Compressor:
 
         Returns
         -------
-        LowRank, Basis, SharedBasis or PivotRows
+        LowRank, Basis, SharedBasis or Crosses
             The factors, in the blocks' dtype or a wider one; or one side of them alone, if the other is its projection;
             or columns that all blocks have in common; or, from the kernels, the pivots of crosses.
         """
@@ -257,13 +257,14 @@ class Compressor:
 
     def _certified(self, blocks: Blocks, exponent: Tensor) -> tuple[LowRank, Tensor]:
         """Factors of some blocks that keep the tolerance, or none where a block is to be stored, and the origins."""
-        work = ScaledBlocks(blocks, -exponent)
+        back = -exponent
+        work = ScaledBlocks(blocks, back)
         origin = torch.full((len(work),), int(Origin.OWN), dtype=torch.uint8, device=work.device)
         if self.eps == 1 and self.guarantee == "block":
             return self._empty(work), origin
         dtype = work.dtype if self.factors is None else HALVES[self.factors]
         # The method gets blocks of its own: it may work in place, and the check must not see what it left.
-        proposal = self.factorize(ScaledBlocks(blocks, -exponent))
+        proposal = self.factorize(ScaledBlocks(blocks, back))
         if self.guarantee != "block":
             factors = stored(work, proposal, exponent, dtype)
             if self.factors is not None:
@@ -293,11 +294,12 @@ class Compressor:
 
     def _assemble(self, blocks: Blocks, low_rank: LowRank, origin: Tensor) -> Factors:
         """Copy the blocks that are to be stored, and drop their factors."""
-        stored = (origin == int(Origin.STORED)).nonzero()[:, 0]
-        kept = None
-        if len(stored):
-            kept = blocks.select(stored)
-            low_rank = low_rank.replace(stored, self._empty(kept))
+        stored, kept = None, None
+        if bool(origin.any()):  # not all of them by the compressor's own method
+            stored = (origin == int(Origin.STORED)).nonzero()[:, 0]
+            if len(stored):
+                kept = blocks.select(stored)
+                low_rank = low_rank.replace(stored, self._empty(kept))
         packed = (low_rank.U, low_rank.V, low_rank.offsets)
         return Factors(*packed, origin, stored, kept, blocks.groups, low_rank.starts, blocks.dtype)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks, aligned_copy, aligned_product, scale_by_power_of_two
 from lrbench.kernels.kernel_blocks import KernelBlocks
 from lrbench.kernels.prefix import packed_rows, row_energies
-from lrbench.low_rank import Basis, LowRank, PivotRows, RowSubset, SharedBasis
+from lrbench.low_rank import Basis, Crosses, LowRank, RowSubset, SharedBasis
 
 __all__ = ["Checked", "check", "projection_slack", "residual_norms", "stored", "unscaled"]
 
@@ -40,7 +40,7 @@ class Checked(NamedTuple):
 
 def check(
     blocks: Blocks,
-    proposal: LowRank | Basis | SharedBasis | PivotRows,
+    proposal: LowRank | Basis | SharedBasis | Crosses,
     exponent: Tensor,
     eps: float,
     dtype: torch.dtype | None = None,
@@ -51,7 +51,7 @@ def check(
     ----------
     blocks : Blocks
         The blocks D_i, scaled to a largest magnitude near one.
-    proposal : LowRank, Basis, SharedBasis or PivotRows
+    proposal : LowRank, Basis, SharedBasis or Crosses
         Of these blocks.
     exponent : Tensor
         (N,) int64: the original blocks are 2**e_i times as large.
@@ -60,15 +60,15 @@ def check(
     dtype : torch.dtype, optional
         Of the factors, as :func:`stored` takes it.
     """
-    if isinstance(proposal, LowRank | PivotRows) or dtype not in (None, blocks.dtype):
-        if isinstance(proposal, PivotRows) and dtype in (None, blocks.dtype) and eps >= _SINGLE_LIMIT:
-            factors, squared, energy = _combined(blocks, proposal, exponent, measured=True)
+    if isinstance(proposal, LowRank | Crosses) or dtype not in (None, blocks.dtype):
+        if isinstance(proposal, Crosses) and dtype in (None, blocks.dtype) and eps >= _SINGLE_LIMIT:
+            factors, squared, energy = _found(blocks, proposal, exponent, measured=True)
         else:
             factors = stored(blocks, proposal, exponent, dtype)
             squared, energy = _residuals(blocks, factors, exponent, single=eps >= _SINGLE_LIMIT)
         kept = squared <= eps**2 * energy
         if eps >= _SINGLE_LIMIT:
-            _decide(blocks, factors, exponent, eps, kept, ~kept)
+            _decide(blocks, factors, exponent, eps, kept)
         return Checked(factors, kept)
     if isinstance(proposal, SharedBasis):
         factors, squared, energy = _shared(blocks, proposal, exponent)
@@ -76,14 +76,14 @@ def check(
         factors, squared, energy = _projected(blocks, proposal, exponent, single=_leaves_room(blocks, proposal, eps))
     kept = squared <= eps**2 * energy
     # Where rounding might decide, and where squares no longer tell, the residual decides.
-    _decide(blocks, factors, exponent, eps, kept, ~kept if eps >= IDENTITY_LIMIT else torch.ones_like(kept))
+    _decide(blocks, factors, exponent, eps, kept, every=eps < IDENTITY_LIMIT)
     return Checked(factors, kept)
 
 
-def _decide(blocks: Blocks, factors: LowRank, exponent: Tensor, eps: float, kept: Tensor, near: Tensor) -> None:
-    """Let the residual, formed in float64, say of the blocks that are ``near`` whether they are kept."""
-    if bool(near.any()):
-        index = near.nonzero()[:, 0]
+def _decide(blocks: Blocks, factors: LowRank, exponent: Tensor, eps: float, kept: Tensor, every: bool = False) -> None:
+    """Let the residual, formed in float64, say of blocks that are not ``kept``, or of ``every`` one, if they are."""
+    if every or not bool(kept.all()):
+        index = (torch.ones_like(kept) if every else ~kept).nonzero()[:, 0]
         squared, energy = _residuals(blocks.select(index), factors.select(index), exponent[index])
         kept[index] = squared <= eps**2 * energy
 
@@ -102,7 +102,7 @@ def _leaves_room(blocks: Blocks, basis: Basis, eps: float) -> bool:
 
 def stored(
     blocks: Blocks,
-    proposal: LowRank | Basis | SharedBasis | PivotRows,
+    proposal: LowRank | Basis | SharedBasis | Crosses,
     exponent: Tensor,
     dtype: torch.dtype | None = None,
 ) -> LowRank:
@@ -125,8 +125,8 @@ def stored(
         return LowRank(proposal.vectors.clone(), V, proposal.ranks, torch.zeros_like(proposal.ranks))
     if isinstance(proposal, Basis):
         return _projected(blocks, proposal, exponent)[0]
-    if isinstance(proposal, PivotRows):
-        return _combined(blocks, proposal, exponent, measured=False)[0]
+    if isinstance(proposal, Crosses):
+        return _found(blocks, proposal, exponent, measured=False)[0]
     rounded = proposal.to(blocks.dtype)
     if isinstance(proposal, RowSubset):
         return LowRank(rounded.U, _times_powers(rounded.V, exponent, rounded.ranks), rounded.ranks)
@@ -152,12 +152,12 @@ def _projected(blocks: Blocks, basis: Basis, exponent: Tensor, single: bool = Fa
     return factors, *_residuals(blocks, factors, exponent)
 
 
-def _combined(blocks: Blocks, proposal: PivotRows, exponent: Tensor, measured: bool) -> tuple[LowRank, Tensor, Tensor]:
-    """The factors that pivot rows give, bounds of ‖D − UV‖_F², and the ‖D‖_F²; nothing of these unless ``measured``."""
+def _found(blocks: Blocks, rule: Crosses, exponent: Tensor, measured: bool) -> tuple[LowRank, Tensor, Tensor]:
+    """The crosses of a rule, bounds of ‖D − UV‖_F², and the ‖D‖_F²; nothing of these unless ``measured``."""
     view = KernelBlocks.of(blocks)
-    assert view is not None, "pivot rows come from kernels"
-    U, V, squared, energy = view.combine(proposal, exponent, measured)
-    return LowRank(U, V, proposal.ranks), squared, energy
+    assert view is not None, "kernels find these crosses"
+    U, V, ranks, squared, energy = view.pivoted(rule, exponent, measured)
+    return LowRank(U, V, ranks), squared, energy
 
 
 def _projected_in_half(blocks: Blocks, basis: Basis, exponent: Tensor, dtype: torch.dtype) -> LowRank:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lrbench.blocks import Blocks
 from lrbench.compressors.spectral import INSIDE
 from lrbench.kernels.kernel_blocks import KernelBlocks
-from lrbench.low_rank import LowRank, PivotRows
+from lrbench.low_rank import Crosses, LowRank
 
 __all__ = ["cross_approximation"]
 
@@ -25,12 +25,12 @@ def cross_approximation(blocks: Blocks, eps: float, stop: Literal["estimate"], m
 @overload
 def cross_approximation(
     blocks: Blocks, eps: float, stop: Literal["residual"], most: int | None = None
-) -> LowRank | PivotRows: ...
+) -> LowRank | Crosses: ...
 
 
 def cross_approximation(
     blocks: Blocks, eps: float, stop: Literal["residual", "estimate"], most: int | None = None
-) -> LowRank | PivotRows:
+) -> LowRank | Crosses:
     """Approximate blocks by crosses with partial pivoting.
 
     The first pivot row is row 0. In each step the pivot column is where the pivot row of the residual is largest, v is
@@ -52,7 +52,7 @@ def cross_approximation(
 
     Returns
     -------
-    LowRank or PivotRows
+    LowRank or Crosses
         In the blocks' dtype.
     """
     m, n = blocks.shape[1:]
@@ -63,7 +63,7 @@ def cross_approximation(
         return _in_step(blocks.dense(), eps, stop == "residual", limit, floor)
     tolerance = (INSIDE * eps if stop == "residual" else eps) ** 2
     if stop == "residual" and view.tells_pivots(tolerance):
-        return view.pivots(tolerance, floor, limit)
+        return Crosses(tolerance, floor, limit)
     return LowRank(*view.crosses(stop, tolerance, floor, limit))
 
 

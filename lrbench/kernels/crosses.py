@@ -8,7 +8,7 @@ from lrbench.kernels.lanes import larger, load, peak, reaches, width, zeros
 from lrbench.kernels.layout import pad, read
 from lrbench.kernels.loops import compiled
 
-__all__ = ["by_estimate", "by_residual", "enlarged", "pivot_column"]
+__all__ = ["by_estimate", "by_residual", "enlarged", "pivot_column", "place_of"]
 
 
 @compiled
@@ -276,6 +276,11 @@ def _product(a: Any, b: Any) -> float:  # pragma: no cover (compiled)
 @compiled
 def pivot_column(row: Any) -> int:  # pragma: no cover (compiled)
     """Where a row is largest in magnitude, the first such place."""
+    return place_of(row, _largest(row))
+
+
+@compiled
+def _largest(row: Any) -> Any:  # pragma: no cover (compiled)
     w = width(row)
     m0 = m1 = m2 = m3 = zeros(row)
     t = 0
@@ -287,6 +292,13 @@ def pivot_column(row: Any) -> int:  # pragma: no cover (compiled)
     while t < len(row):
         largest = max(largest, abs(row[t]))
         t += 1
+    return largest
+
+
+@compiled
+def place_of(row: Any, largest: Any) -> int:  # pragma: no cover (compiled)
+    """The first place of that magnitude, which no other one exceeds; 0 where there is none."""
+    w = width(row)
     start = 0
     while start + 4 * w <= len(row):
         m0, m1 = larger(zeros(row), load(row, (start,))), larger(zeros(row), load(row, (start + w,)))

@@ -120,7 +120,7 @@ def _frameless(layout: Any) -> tuple[int, int]:  # pragma: no cover (compiled)
 
 
 @compiled
-def _plan(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
+def _plan(layout: Any) -> tuple[Any, Any, Any, Any]:  # pragma: no cover (compiled)
     """How inner products of rows follow from those of whole images, for any two channels.
 
     A row's window leaves out lines and columns of the image. Where they cross, pixels are taken off twice. What is left
@@ -132,63 +132,69 @@ def _plan(layout: Any) -> tuple[Any, Any, Any]:  # pragma: no cover (compiled)
     tuple
         Of a pair's entries, (R·S, R·S), which product of whole images they begin with. Of each product to be taken off,
         (., 4): 0 for a line, 1 for a column, 2 for a pixel; where it begins in the first channel and in the second; its
-        length. And of each term, (., 4): its entry, the product, −1 or 1. All int64. Of kernels with more than
-        ``_PLANNED`` places there are no entries, and no plan.
+        length. Of each term, (., 4): its entry, the product, −1 or 1. And how many of these, and of those, come first
+        and are enough for what is on and below the diagonal. All int64. Of kernels with more than ``_PLANNED`` places
+        there are no entries, and no plan.
     """
     H, W, R, S, p, q = layout.height, layout.width, layout.R, layout.S, layout.p, layout.q
     pitch, guard = _frameless(layout)
     m, lags = R * S, 2 * S - 1
     products, terms = [(2, 0, 0, 1)], [(0, 0, 0, 0)]  # nothing, for there may be nothing else
     if m > _PLANNED:
-        return np.empty((0, 0), np.int64), np.array(products), np.array(terms)
+        return np.empty((0, 0), np.int64), np.array(products), np.array(terms), np.ones(2, np.int64)
     begins = np.empty((m, m), np.int64)
-    for dr in range(1 - R, R):
+    whole = (2 * R - 1) * lags
+    below = np.empty(2, np.int64)
+    # Of the entries of a channel with itself those on and below the diagonal are enough, whose shifts come first.
+    for lag in range(whole // 2, whole // 2 + whole):
+        dr, ds = lag % whole // lags - (R - 1), lag % whole % lags - (S - 1)
         first, last = max(0, -dr * p), min(H, H - dr * p)
         most = (min(R, R - dr) - 1) * p - layout.top
         far = max(0, -dr) * p - layout.top + layout.lines
-        for ds in range(1 - S, S):
-            x0, x1 = max(0, -ds * q), min(W, W - ds * q)
-            right = (min(S, S - ds) - 1) * q - layout.left
-            left = max(0, -ds) * q - layout.left + layout.columns
-            shift = dr * p * pitch + ds * q
-            pairs = [
-                (r, s, (r + dr) * S + s + ds, r * S + s)
-                for r in range(max(0, -dr), min(R, R - dr))
-                for s in range(max(0, -ds), min(S, S - ds))
-            ]
-            for _, _, i, j in pairs:
-                begins[i, j] = (dr + R - 1) * lags + ds + S - 1
+        x0, x1 = max(0, -ds * q), min(W, W - ds * q)
+        right = (min(S, S - ds) - 1) * q - layout.left
+        left = max(0, -ds) * q - layout.left + layout.columns
+        shift = dr * p * pitch + ds * q
+        pairs = [
+            (r, s, (r + dr) * S + s + ds, r * S + s)
+            for r in range(max(0, -dr), min(R, R - dr))
+            for s in range(max(0, -ds), min(S, S - ds))
+        ]
+        for _, _, i, j in pairs:
+            begins[i, j] = (dr + R - 1) * lags + ds + S - 1
+        for y in range(first, last):
+            if most <= y < far:
+                continue  # all windows meet it
+            missed = [(i, j) for r, _, i, j in pairs if not 0 <= y - r * p + layout.top < layout.lines]
+            for i, j in missed:
+                terms.append((i, j, len(products), -1))
+            if len(missed):
+                products.append((0, guard + y * pitch, guard + y * pitch + shift, W))
+        for x in range(x0, x1):
+            if right <= x < left or first >= last:
+                continue
+            missed = [(i, j) for _, s, i, j in pairs if not 0 <= x - s * q + layout.left < layout.columns]
+            for i, j in missed:
+                terms.append((i, j, len(products), -1))
+            if not len(missed):
+                continue
+            products.append((1, x * H + first, (x + ds * q) * H + first + dr * p, last - first))
             for y in range(first, last):
                 if most <= y < far:
-                    continue  # all windows meet it
-                missed = [(i, j) for r, _, i, j in pairs if not 0 <= y - r * p + layout.top < layout.lines]
-                for i, j in missed:
-                    terms.append((i, j, len(products), -1))
-                if len(missed):
-                    products.append((0, guard + y * pitch, guard + y * pitch + shift, W))
-            for x in range(x0, x1):
-                if right <= x < left or first >= last:
                     continue
-                missed = [(i, j) for _, s, i, j in pairs if not 0 <= x - s * q + layout.left < layout.columns]
-                for i, j in missed:
-                    terms.append((i, j, len(products), -1))
-                if not len(missed):
-                    continue
-                products.append((1, x * H + first, (x + ds * q) * H + first + dr * p, last - first))
-                for y in range(first, last):
-                    if most <= y < far:
-                        continue
-                    twice = [
-                        (i, j)
-                        for r, s, i, j in pairs
-                        if not 0 <= y - r * p + layout.top < layout.lines
-                        and not 0 <= x - s * q + layout.left < layout.columns
-                    ]
-                    for i, j in twice:
-                        terms.append((i, j, len(products), 1))
-                    if len(twice):
-                        products.append((2, guard + y * pitch + x, guard + y * pitch + x + shift, 1))
-    return begins, np.array(products), np.array(terms)
+                twice = [
+                    (i, j)
+                    for r, s, i, j in pairs
+                    if not 0 <= y - r * p + layout.top < layout.lines
+                    and not 0 <= x - s * q + layout.left < layout.columns
+                ]
+                for i, j in twice:
+                    terms.append((i, j, len(products), 1))
+                if len(twice):
+                    products.append((2, guard + y * pitch + x, guard + y * pitch + x + shift, 1))
+        if lag < whole:
+            below[0], below[1] = len(products), len(terms)
+    return begins, np.array(products), np.array(terms), below
 
 
 @compiled
@@ -260,12 +266,9 @@ def rows_gram(
                     for dr in range(0 if c == c2 else 1 - R, R):
                         _without_plan(P, Q, z[(dr + R - 1) * lags :], layout, c, c2, dr, G)
                     continue
-                if c == c2:
-                    for k in range(whole // 2):
-                        z[k] = z[whole - 1 - k]
-                    energy += z[whole // 2]
-                _left_out(P[c * size :], P[c2 * size :], Q[c * W * H :], Q[c2 * W * H :], plan, z[whole:])
-                _assemble(z, whole, plan, G[c2 * m : (c2 + 1) * m, c * m : (c + 1) * m])
+                energy += z[whole // 2] if c == c2 else 0.0
+                _left_out(P[c * size :], P[c2 * size :], Q[c * W * H :], Q[c2 * W * H :], plan, c == c2, z[whole:])
+                _assemble(z, whole, plan, c == c2, G[c2 * m : (c2 + 1) * m, c * m : (c + 1) * m])
     return energy
 
 
@@ -299,10 +302,10 @@ def rows_doubt(energy: float, layout: Any, work: Any) -> float:  # pragma: no co
 
 
 @compiled
-def _left_out(P: Any, P2: Any, Q: Any, Q2: Any, plan: Any, out: Any) -> None:  # pragma: no cover (compiled)
-    """The products that a plan takes off, of two channels."""
-    _, products, _ = plan
-    for k in range(len(products)):
+def _left_out(P: Any, P2: Any, Q: Any, Q2: Any, plan: Any, own: bool, out: Any) -> None:  # pragma: no cover (compiled)
+    """The products that a plan takes off, of two channels, or of one with its ``own``."""
+    _, products, _, below = plan
+    for k in range(below[0] if own else len(products)):
         kind, i, j, length = products[k, 0], products[k, 1], products[k, 2], products[k, 3]
         if kind == 0:
             out[k] = _dot_at(P, i, P2, j, length)
@@ -313,14 +316,14 @@ def _left_out(P: Any, P2: Any, Q: Any, Q2: Any, plan: Any, out: Any) -> None:  #
 
 
 @compiled
-def _assemble(z: Any, whole: int, plan: Any, G: Any) -> None:  # pragma: no cover (compiled)
-    """The entries of two channels, from the products that a plan names."""
-    begins, _, terms = plan
+def _assemble(z: Any, whole: int, plan: Any, own: bool, G: Any) -> None:  # pragma: no cover (compiled)
+    """The entries of two channels, or of one with its ``own``, from the products that a plan names."""
+    begins, _, terms, below = plan
     for i in range(len(begins)):
         row, first = G[i], begins[i]
-        for j in range(len(first)):
+        for j in range(i + 1 if own else len(first)):
             row[j] = z[first[j]]
-    for k in range(len(terms)):
+    for k in range(below[1] if own else len(terms)):
         G[terms[k, 0], terms[k, 1]] += terms[k, 3] * z[whole + terms[k, 2]]
 
 

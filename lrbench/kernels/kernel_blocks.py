@@ -11,12 +11,13 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
-from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, sketch, spectral, windows
+from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, sketch, spectral
 from lrbench.kernels.gram import rows_doubt
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
-from lrbench.kernels.pivots import find, write
-from lrbench.low_rank import PivotRows
+from lrbench.kernels.pivots import by_gram
+from lrbench.kernels.turns import UNKNOWN
+from lrbench.low_rank import Crosses
 
 __all__ = ["KernelBlocks"]
 
@@ -285,46 +286,57 @@ class KernelBlocks(NamedTuple):
         m, n = _shape(self.layout)
         return self.layout.channels <= 4 and 16 * m <= n
 
-    def pivots(self, tolerance: float, floor: float, limit: int) -> PivotRows:
-        """The crosses that a residual stops, of which the pivots are enough: see :mod:`lrbench.kernels.pivots`."""
-        N = len(self.images)
-        m, n = _shape(self.layout)
-        at, _ = _addresses(self.layout)
-        power = _powers(np.zeros_like(self.exponent), self.exponent)
-        dtype = self.images.dtype
-        U, C = np.empty((N, limit, m), dtype), np.empty((N, limit, limit), dtype)
-        chosen, ranks = np.empty((N, limit), np.int64), np.empty(N, np.int64)
-        gram = self._gram_dtype(tolerance)
+    def pivoted(self, rule: Crosses, exponent: Tensor, check: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Crosses that a residual stops, stored and checked one block after the other.
 
-        def part(start: int, stop: int) -> None:
-            cut = slice(start, stop)
-            row = np.empty(n + windows.SLACK, dtype)
-            target = (gram, U[cut], C[cut], chosen[cut], ranks[cut])
-            find(self.images[cut], power[cut], self.layout, at, tolerance, floor, limit, row, *target)
+        See :mod:`lrbench.kernels.pivots`.
 
-        for_parts(N, part)
-        return PivotRows(*map(torch.from_numpy, (U, C, chosen, ranks)))
+        Parameters
+        ----------
+        rule : Crosses
+        exponent : Tensor
+            (N,) int64: the factors are stored 2**exponent times as large.
+        check : bool
+            Whether what is told of the blocks is to be read.
 
-    def combine(self, found: PivotRows, exponent: Tensor, check: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Store columns and compute the rows: see :func:`lrbench.kernels.pivots.write`; as :meth:`project`.
-
-        Without ``check`` what is told of the blocks is not to be read.
+        Returns
+        -------
+        tuple
+            U and V, packed, in the images' dtype; the ranks, (N,) int64; bounds of ‖D − UV‖_F² and the ‖D‖_F², (N,)
+            float64, of the blocks as they are here.
         """
+        N, dtype = len(self.images), self.images.dtype
         m, n = _shape(self.layout)
         at, number = _addresses(self.layout)
-        ends = np.concatenate([np.zeros(1, np.int64), found.ranks.numpy().cumsum()])
-        U, V = (np.empty((ends[-1], width), self.images.dtype) for width in (m, n))
-        squared, norms = np.empty(len(found.ranks)), np.empty(len(found.ranks))
-        power = _powers(exponent.numpy(), self.exponent)
-        given = [part.numpy() for part in (found.columns, found.coefficients, found.chosen)]
+        power, gram = _powers(exponent.numpy(), self.exponent), self._gram_dtype(rule.tolerance)
+        source, settings = (self.images, power, self.layout, at, number), (*rule, gram, check)
+        squared, norms = np.empty((2, N))
+        ranks, ends = np.full(N, UNKNOWN), np.full(N + 1, UNKNOWN)
+        usual = _usual_rank(self.layout, rule)
+        U, V = (np.empty((_room(N, usual[0], rule.limit), side), dtype) for side in (m, n))
+        ends[0] = 0
 
-        def part(start: int, stop: int) -> None:
-            cut = slice(start, stop)
-            source = (self.images[cut], power[cut], self.layout, at, number, ends[start : stop + 1], check)
-            write(*source, *(array[cut] for array in given), U, V, squared[cut], norms[cut])
+        def attempt(done: int, U: Array, V: Array) -> None:
+            turn = np.array([done])
 
-        for_parts(len(squared), part)
-        return torch.from_numpy(U), torch.from_numpy(V), torch.from_numpy(squared), torch.from_numpy(norms)
+            def part(*_: int) -> None:
+                by_gram(*source, *settings, turn, done, ranks, ends, U, V, squared, norms)
+
+            for_parts(torch.get_num_threads(), part)
+
+        attempt(0, U, V)
+        while (end := int(ends[N])) == UNKNOWN:  # there was no room for all of them
+            done = int(np.argmin(ends)) - 1
+            end, ranks[done:] = int(ends[done]), UNKNOWN
+            more = _room(N - done, end / done if done else float(rule.limit), rule.limit)
+            U, V = (_with_room(packed, end, end + more) for packed in (U, V))
+            attempt(done, U, V)
+        usual[0] = end / N
+        # What nothing was written to goes back; the rest stays where it is.
+        for packed in (U, V):
+            packed.resize((end, packed.shape[1]), refcheck=False)
+        told = torch.from_numpy(ranks), torch.from_numpy(squared), torch.from_numpy(norms)
+        return torch.from_numpy(U), torch.from_numpy(V), *told
 
     def deflated(
         self, by: Literal["crosses", "columns"], tolerance: float, limit: int
@@ -421,6 +433,24 @@ def _shape(layout: Layout) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def _addresses(layout: Layout) -> tuple[Array, Array]:
     return offsets(layout), counts(layout)
+
+
+@lru_cache(maxsize=256)
+def _usual_rank(layout: Layout, rule: Crosses) -> list[float]:
+    """Of the last blocks of that shape, for the size of memory that is asked for, and nothing else."""
+    return [rule.limit / 2]
+
+
+def _room(blocks: int, rank: float, limit: int) -> int:
+    """For how many crosses there is to be room, if blocks have that rank on average, or some more."""
+    return min(blocks * limit, int(1.05 * rank * blocks) + 2 * limit)
+
+
+def _with_room(packed: Array, used: int, rows: int) -> Array:
+    """A copy of the first rows, with room for as many as are asked for."""
+    out = np.empty((rows, packed.shape[1]), packed.dtype)
+    out[:used] = packed[:used]
+    return out
 
 
 def _powers(stored: Array, read: Array) -> Array:

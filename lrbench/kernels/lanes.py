@@ -19,7 +19,9 @@ __all__ = [
     "fma",
     "larger",
     "load",
+    "operation",
     "peak",
+    "place",
     "prefetch",
     "reaches",
     "store",
@@ -33,7 +35,7 @@ BYTES = 32
 
 _Typed = tuple[Any, Callable[..., Any]]
 
-_operation: Callable[[Callable[..., _Typed]], Any] = intrinsic
+operation: Callable[[Callable[..., _Typed]], Any] = intrinsic
 """Decorates a function that tells how a call of it is typed, and gives what generates its code."""
 
 _FUSED = ("contract", "nsz")
@@ -55,21 +57,21 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(number, kind.count))
 
 
-@_operation
+@operation
 def width(typing: Any, array: Any) -> _Typed:
     """How many of an array's numbers make a vector."""
     count = _Lanes(array.dtype).count
     return types.intp(array), lambda context, *_: context.get_constant(types.intp, count)
 
 
-@_operation
+@operation
 def zeros(typing: Any, array: Any) -> _Typed:
     """A vector of zeros of an array's dtype."""
     lanes = _Lanes(array.dtype)
     return lanes(array), lambda context, *_: ir.Constant(context.get_value_type(lanes), None)
 
 
-@_operation
+@operation
 def load(typing: Any, array: Any, at: Any) -> _Typed:
     """The numbers of a contiguous array from the place ``at``, a tuple, on."""
     lanes = _Lanes(array.dtype)
@@ -80,19 +82,19 @@ def load(typing: Any, array: Any, at: Any) -> _Typed:
     return lanes(array, at), generate
 
 
-@_operation
+@operation
 def broadcast(typing: Any, array: Any, at: Any) -> _Typed:
     """The one number at the place ``at``, a tuple, as often as a vector has room."""
     lanes = _Lanes(array.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = builder.load(_place(context, builder, array, *arguments))
+        number = builder.load(place(context, builder, array, *arguments))
         return _everywhere(builder, number, context.get_value_type(lanes))
 
     return lanes(array, at), generate
 
 
-@_operation
+@operation
 def fma(typing: Any, total: Any, a: Any, b: Any) -> _Typed:
     """``total`` + a b, in one operation where the processor has it."""
 
@@ -103,7 +105,7 @@ def fma(typing: Any, total: Any, a: Any, b: Any) -> _Typed:
     return total(total, a, b), generate
 
 
-@_operation
+@operation
 def larger(typing: Any, least: Any, x: Any) -> _Typed:
     """The magnitudes of x, or ``least`` where that is larger."""
 
@@ -116,7 +118,7 @@ def larger(typing: Any, least: Any, x: Any) -> _Typed:
     return least(least, x), generate
 
 
-@_operation
+@operation
 def peak(typing: Any, x: Any) -> _Typed:
     """The largest number of a vector."""
 
@@ -130,7 +132,7 @@ def peak(typing: Any, x: Any) -> _Typed:
     return x.dtype(x), generate
 
 
-@_operation
+@operation
 def summed(typing: Any, x: Any) -> _Typed:
     """The sum of a vector's numbers."""
 
@@ -143,7 +145,7 @@ def summed(typing: Any, x: Any) -> _Typed:
     return x.dtype(x), generate
 
 
-@_operation
+@operation
 def reaches(typing: Any, x: Any, least: Any) -> _Typed:
     """Whether a number of a vector is as large as ``least``."""
 
@@ -156,7 +158,7 @@ def reaches(typing: Any, x: Any, least: Any) -> _Typed:
     return types.boolean(x, x.dtype), generate
 
 
-@_operation
+@operation
 def prefetch(typing: Any, array: Any, at: Any) -> _Typed:
     """Ask for the memory at the place ``at``, a tuple, and go on."""
 
@@ -164,14 +166,14 @@ def prefetch(typing: Any, array: Any, at: Any) -> _Typed:
         byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
         ask = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
-        pointer = builder.bitcast(_place(context, builder, array, *arguments), byte)
+        pointer = builder.bitcast(place(context, builder, array, *arguments), byte)
         builder.call(ask, [pointer, whole(0), whole(2), whole(1)])
         return context.get_dummy_value()
 
     return types.none(array, at), generate
 
 
-@_operation
+@operation
 def store(typing: Any, array: Any, at: Any, vector: Any) -> _Typed:
     """Write a vector to a contiguous array, from the place ``at``, a tuple, on."""
 
@@ -183,7 +185,7 @@ def store(typing: Any, array: Any, at: Any, vector: Any) -> _Typed:
     return types.none(array, at, vector), generate
 
 
-@_operation
+@operation
 def add(typing: Any, array: Any, at: Any, vector: Any) -> _Typed:
     """Add a vector to a contiguous array's numbers, from the place ``at``, a tuple, on."""
 
@@ -195,14 +197,14 @@ def add(typing: Any, array: Any, at: Any, vector: Any) -> _Typed:
     return types.none(array, at, vector), generate
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+def place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
     """Where a number is; nothing is counted from an array's end, which would have to be asked each time."""
     view = context.make_array(kind)(context, builder, array)
     return cgutils.get_item_pointer(context, builder, kind, view, cgutils.unpack_tuple(builder, at))
 
 
 def _pointer(context: Any, builder: Any, kind: Any, lanes: _Lanes, array: Any, at: Any) -> Any:
-    return builder.bitcast(_place(context, builder, kind, array, at), context.get_value_type(lanes).as_pointer())
+    return builder.bitcast(place(context, builder, kind, array, at), context.get_value_type(lanes).as_pointer())
 
 
 def _numbers(builder: Any, x: Any) -> list[Any]:

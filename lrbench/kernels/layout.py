@@ -94,8 +94,12 @@ def pad(
         for y in range(H):
             at = c * plane + (y + top) * pitch + left
             line, into = image[c, y], P[at : at + W]
-            for t in range(W):
-                into[t] = (line[t] * f) * g
+            if f == 1 and g == 1:  # as for images whose largest number is near one
+                for t in range(W):
+                    into[t] = line[t]
+            else:
+                for t in range(W):
+                    into[t] = (line[t] * f) * g
 
 
 @compiled

@@ -10,6 +10,9 @@ from lrbench.kernels.loops import compiled, for_parts
 
 __all__ = ["largest_magnitudes", "weighted_energies"]
 
+_WORTH_THREADS = 1 << 23
+"""Bytes that are read in as long as it takes threads to begin and to come to an end."""
+
 
 def largest_magnitudes(values: Tensor) -> Tensor:
     """Largest magnitude among ``values[i]``, (N,), of their dtype; NaN or infinite if one of them is.
@@ -24,7 +27,11 @@ def largest_magnitudes(values: Tensor) -> Tensor:
     bits = values.flatten(1).contiguous().numpy().view(whole)
     out = torch.zeros(len(values), dtype=values.dtype, device="cpu")
     largest = out.numpy().view(whole)
-    for_parts(len(values), lambda start, stop: _largest(bits[start:stop], np.iinfo(whole).max, largest[start:stop]))
+    most = np.iinfo(whole).max
+    if bits.nbytes < _WORTH_THREADS:
+        _largest(bits, most, largest)
+    else:
+        for_parts(len(values), lambda start, stop: _largest(bits[start:stop], most, largest[start:stop]))
     return out
 
 

@@ -1,4 +1,4 @@
-"""Crosses of which only the pivots are found first: neither the block nor its residual is ever formed.
+"""Crosses of a block whose residual is never formed while they are found: a Gram matrix tells its size.
 
 With G = D Dᵀ, the residual after k crosses is R = B D, where every cross changes B to (1 − u e_iᵀ / p) B. Beside the
 identity B has one column for each pivot row: a row of R is a combination of k + 1 rows of D, windows of one small
@@ -10,222 +10,283 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.kernels.crosses import pivot_column
+from lrbench.kernels.crosses import pivot_column, place_of
 from lrbench.kernels.gram import reflect, rows_gram, rows_scratch
 from lrbench.kernels.lanes import broadcast, fma, larger, load, peak, store, width, zeros
 from lrbench.kernels.layout import pad
-from lrbench.kernels.loops import compiled
+from lrbench.kernels.loops import compiled, exact
 from lrbench.kernels.project import (
     enter,
     formed_residual,
     line_of_vectors,
     residual_scratch,
     squared_norm,
-    store_lines,
 )
-from lrbench.kernels.windows import SLACK, combine, combine_two, vectors
+from lrbench.kernels.turns import sum_before, take, tell
+from lrbench.kernels.windows import SLACK, combine, vectors
 
-__all__ = ["find", "write"]
-
-
-@compiled
-def find(
-    images: Any,
-    power: Any,
-    layout: Any,
-    at: Any,
-    tolerance: float,
-    floor: float,
-    limit: int,
-    row: Any,
-    gram: Any,
-    U: Any,
-    C: Any,
-    chosen: Any,
-    ranks: Any,
-) -> None:  # pragma: no cover (compiled)
-    """Pivots as :func:`lrbench.kernels.crosses.by_residual` finds them, up to rounding.
-
-    Parameters
-    ----------
-    images, power, layout, at, tolerance, floor, limit
-        As for :func:`lrbench.kernels.crosses.by_residual`.
-    row : array
-        (n + ``SLACK``,), scratch, in the dtype of the arithmetic on rows; that with G and B is in float64.
-    gram : array
-        Empty, of the dtype that G is computed in.
-    U : array
-        (N, limit, m) in that dtype, written: the columns of the crosses.
-    C : array
-        (N, limit, limit) in that dtype, written: row k of V is Σ_{l <= k} C[k, l] D_l over the pivot rows D_l.
-    chosen : array
-        (N, limit) int64, written: the pivot rows.
-    ranks : array
-        (N,) int64, written.
-    """
-    m, n = len(at), layout.lines * layout.columns
-    pitch, columns = layout.pitch, layout.columns
-    P = np.zeros(layout.channels * layout.plane + SLACK, row.dtype)
-    pixels, values = P[: layout.channels * layout.plane], row[:n]
-    source, target = vectors(layout, P)
-    scratch = rows_scratch(layout, gram)
-    # Zeros fill the last vectors.
-    wide = (m + 15) // 16 * 16
-    G, B = np.zeros((m, wide)), np.zeros((limit + 1, wide))
-    u, g, y, energy = np.zeros(wide), np.zeros(wide), np.zeros(wide), np.empty(m)
-    rows, each = np.empty(limit + 1, np.int64), np.arange(limit + 1)
-    a, d, c = np.empty(limit + 1), np.empty(limit + 1), np.empty(limit + 1, row.dtype)
-    starts, unused = np.empty(limit + 1, np.int64), np.zeros(wide)  # ones where a row has been no pivot row
-    for b in range(len(images)):
-        rows_gram(images[b], power[b, 0], power[b, 1], layout, scratch, G)
-        reflect(G)
-        pad(images[b], power[b, 0], power[b, 1], pitch, layout.plane, layout.top, layout.left, pixels)
-        total = 0.0
-        for k in range(m):
-            energy[k] = G[k, k]
-            total += energy[k]
-            unused[k] = 1.0
-        left, negligible = total, floor * np.sqrt(total)
-        i, rank = 0, 0
-        while rank < limit and left > tolerance * total:
-            _residual_row(P, at, B, rank, i, starts, c, source, target, row)
-            column = pivot_column(values)
-            if abs(row[column]) <= negligible:
-                # Passed over for the first unused row that is not zero; without one the residual is zero.
-                found = False
-                for k in range(m):
-                    if unused[k] > 0:
-                        _residual_row(P, at, B, rank, k, starts, c, source, target, row)
-                        column = pivot_column(values)
-                        if abs(row[column]) > negligible:
-                            found, i = True, k
-                            break
-                if not found:
-                    break
-            pivot, place = np.float64(row[column]), column // columns * pitch + column % columns
-            inverse = 1.0 / pivot
-            for k in range(m):
-                u[k] = P[at[k] + place]
-            for k in range(rank):
-                a[k], d[k] = B[k, i], P[starts[k] + place]
-            _mix(u, B, each, d, rank, u)
-            u[i] = pivot
-            # Column i of the residual's Gram matrix.
-            _mix(G[i], G, rows, a, rank, y)
-            for k in range(rank):
-                d[k] = y[rows[k]]
-            _mix(y, B, each, d, rank, g)
-            for k in range(rank):
-                a[k] *= -inverse
-                C[b, rank, k] = -a[k]
-            C[b, rank, rank] = inverse
-            chosen[b, rank] = i
-            into, last, size = U[b, rank], B[rank], g[i]
-            left = 0.0
-            for k in range(rank):  # but for rounding errors they are
-                u[rows[k]], energy[rows[k]] = 0.0, 0.0
-            for k in range(m):
-                into[k] = u[k]
-                u[k] = into[k]  # what is stored, not what was computed, is taken away
-                last[k] = -u[k] * inverse
-                energy[k] += last[k] * (2 * g[k] + last[k] * size)
-                left += energy[k]
-            _spread(u, a, rank, B)
-            rows[rank] = i
-            unused[i] = 0.0
-            i = _next_row(u, unused, m)
-            rank += 1
-        ranks[b] = rank
+__all__ = ["by_gram"]
 
 
 @compiled
-def write(
+def by_gram(
     images: Any,
     power: Any,
     layout: Any,
     at: Any,
     counts: Any,
-    ends: Any,
+    tolerance: float,
+    floor: float,
+    limit: int,
+    gram: Any,
     check: bool,
-    columns: Any,
-    coefficients: Any,
-    chosen: Any,
+    turn: Any,
+    first: int,
+    ranks: Any,
+    ends: Any,
     U: Any,
     V: Any,
     squared: Any,
     norms: Any,
 ) -> None:  # pragma: no cover (compiled)
-    """The crosses of the pivots that :func:`find` found, and what they lose: of what was stored, in its dtype.
+    """Crosses as :func:`lrbench.kernels.crosses.by_residual` finds them, up to rounding, stored and checked one by one.
+
+    Several threads may be in here at once: each takes one block after the other until there are none, or no room.
 
     Parameters
     ----------
     images, power, layout, at, counts
         As for :func:`lrbench.kernels.project.project_rows`.
-    ends : array
-        (N + 1,) int64: the crosses of block i are those from ``ends[i]`` on, before ``ends[i + 1]``.
+    tolerance, floor, limit
+        As for :func:`lrbench.kernels.crosses.by_residual`.
+    gram : array
+        Empty, of the dtype that G is computed in.
     check : bool
         Whether to tell what is lost.
-    columns, coefficients, chosen
-        U, C and ``chosen`` of :func:`find`; what is above the diagonal of C is overwritten.
+    turn : array
+        (1,) int64, the next block that nobody has taken: see :mod:`lrbench.kernels.turns`.
+    first : int
+        The first block that is to be taken.
+    ranks : array
+        (N,) int64, below zero from the first block on; written.
+    ends : array
+        (N + 1,) int64: ``ends[i + 1]`` is written when the crosses of block i have their place, before that one;
+        ``ends[first]`` is read.
     U, V : array
-        (., m) and (., n), written.
+        (., m) and (., n) in the dtype of the arithmetic on pixels, written: the crosses, block by block, as far as
+        there is room for all of a block's. Blocks that there is no room for are to be taken again.
     squared, norms : array
         (N,) float64: see :func:`lrbench.kernels.project.residuals`; written if they are asked for.
     """
-    n, most = V.shape[1], coefficients.shape[1]
+    m, span = len(at), line_of_vectors(layout, V)
     P = np.zeros(layout.channels * layout.plane + SLACK, V.dtype)
-    pixels, span, w = P[: layout.channels * layout.plane], line_of_vectors(layout, V), width(V)
-    source, target = vectors(layout, P)
-    for q in range(len(target)):  # lines stand whole vectors apart
-        target[q] = min(q * w, layout.lines * span - w)
-    scratch = residual_scratch(layout, most, V)
-    memory, rows, starts = V.reshape(-1), scratch[1], np.empty(most, np.int64)
-    column, order, used = np.empty(len(at), V.dtype), np.empty(4 * len(scratch[2]), np.int64), np.zeros(len(at))
-    for b in range(len(images)):
+    pixels = P[: layout.channels * layout.plane]
+    source, target = vectors(layout, P, span)
+    search, products = _search_scratch(m, limit, V), rows_scratch(layout, gram)
+    lost = residual_scratch(layout, limit, V)
+    G, rows, columns, chosen = search[0], lost[1], np.empty((limit, m), V.dtype), np.empty(limit, np.int64)
+    energies = np.empty(limit)
+    order, used = np.empty(4 * len(lost[2]), np.int64), np.zeros(m)
+    memory, end = V.reshape(-1), ends[first]
+    while True:
+        b = take(turn)
+        if b >= len(images):
+            return
+        rows_gram(images[b], power[b, 0], power[b, 1], layout, products, G)
+        reflect(G)
         pad(images[b], power[b, 0], power[b, 1], layout.pitch, layout.plane, layout.top, layout.left, pixels)
-        first, rank, C = ends[b], ends[b + 1] - ends[b], coefficients[b]
-        # Pivot rows first: what later crosses have there is zero.
+        rank = _search(P, layout, at, tolerance, floor, limit, source, target, search, columns, rows, energies, chosen)
+        tell(ranks, (b,), rank)
         for k in range(rank):
-            starts[k], order[k] = at[chosen[b, k]], chosen[b, k]
-            used[order[k]] = 1
-        rest = rank
-        for i in range(len(at)):
-            if used[i] == 0 and rest < len(order):
-                order[rest] = i
-                rest += 1
-            used[i] = 0
-        order[rest:] = order[rest - 1]
-        for k in range(0, rank, 2):
-            ahead = memory[(first + k + 2) * n : (first + k + 4) * n]
-            if k + 1 < rank:
-                C[k, k + 1] = 0
-                combine_two(P, starts, C[k], C[k + 1], k + 2, source, target, rows[k], rows[k + 1], ahead)
-            else:
-                combine(P, starts, C[k], k + 1, source, target, rows[k], ahead)
-            for i in range(k, min(k + 2, rank)):
-                column[:] = columns[b, i]
-                store_lines(column, power[b, 2], power[b, 3], len(at), len(at), U[first + i])
-                store_lines(rows[i], power[b, 4], power[b, 5], layout.columns, span, V[first + i])
-                for y in range(layout.lines if check else 0):
-                    for t in range(y * span + layout.columns, (y + 1) * span):
-                        rows[i, t] = 0
-                if check:
-                    enter(i, U[first + i], power[b, 3], order, scratch)
+            _settle(columns[k], power[b, 2], power[b, 3])
+            _settle(rows[k, : layout.lines * span], power[b, 4], power[b, 5])
+        end += sum_before(ranks, first, b)
+        first = b
+        ahead = memory[end * V.shape[1] : (end + rank) * V.shape[1]]
         if check:
+            _arrange(chosen, rank, used, order)
+            for k in range(rank):
+                enter(k, columns[k], 1.0, energies[k], order, lost)
             norms[b] = squared_norm(pixels, counts)
-            squared[b] = formed_residual(P, at, order, rank, n, norms[b], scratch, memory[:0])
+            squared[b] = formed_residual(P, at, order, rank, V.shape[1], norms[b], lost, ahead)
+        if end + rank > len(V):
+            return
+        for k in range(rank):
+            _place(columns[k], power[b, 2], m, m, U[end + k])
+            _place(rows[k], power[b, 4], layout.columns, span, V[end + k])
+        ends[b + 1] = end + rank
+
+
+@compiled
+def _search_scratch(m: int, limit: int, work: Any) -> Any:  # pragma: no cover (compiled)
+    """What :func:`_search` works in; the first is for G, (m, .), of which m columns are to be written."""
+    # Zeros fill the last vectors.
+    wide = (m + 15) // 16 * 16
+    G, B, vectors = np.zeros((m, wide)), np.zeros((limit + 1, wide)), np.zeros((4, wide))
+    factors, energy = np.empty((2, limit + 1)), np.empty(m)
+    places = np.empty((3, limit + 1), np.int64)
+    places[2] = np.arange(limit + 1)
+    return G, B, vectors, factors, energy, places, np.empty(limit + 1, work.dtype)
+
+
+@compiled
+def _search(
+    P: Any,
+    layout: Any,
+    at: Any,
+    tolerance: float,
+    floor: float,
+    limit: int,
+    source: Any,
+    target: Any,
+    scratch: Any,
+    columns: Any,
+    rows: Any,
+    energies: Any,
+    chosen: Any,
+) -> int:  # pragma: no cover (compiled)
+    """The crosses of one block, and how many.
+
+    Parameters
+    ----------
+    P, source, target
+        The padded image, and where the vectors of a row begin in it and in ``rows``.
+    scratch
+        From :func:`_search_scratch`, with G in its place.
+    columns : array
+        (limit, m), written: the columns of the crosses.
+    rows : array
+        (limit, .), written: their rows, lines whole vectors apart, zeros between and behind.
+    energies : array
+        (limit,) float64, written: the rows' squared norms.
+    chosen : array
+        (limit,) int64, written: the pivot rows.
+    """
+    G, B, (u, g, y, unused), (a, d), energy, (pivots, starts, each), c = scratch
+    m, span = len(at), line_of_vectors(layout, rows)
+    total = 0.0
+    for k in range(m):
+        energy[k] = G[k, k]
+        total += energy[k]
+        unused[k] = 1.0  # zero where a row has been a pivot row
+    left, negligible = total, floor * np.sqrt(total)
+    i, rank = 0, 0
+    while rank < limit and left > tolerance * total:
+        row = rows[rank]
+        column = _residual_row(P, layout, at, B, rank, i, starts, c, source, target, row)
+        if abs(row[column]) <= negligible:
+            # Passed over for the first unused row that is not zero; without one the residual is zero.
+            found = False
+            for k in range(m):
+                if unused[k] > 0:
+                    column = _residual_row(P, layout, at, B, rank, k, starts, c, source, target, row)
+                    if abs(row[column]) > negligible:
+                        found, i = True, k
+                        break
+            if not found:
+                break
+        pivot, place = np.float64(row[column]), column // span * layout.pitch + column % span
+        inverse = 1.0 / pivot
+        for k in range(m):
+            u[k] = P[at[k] + place]
+        for k in range(rank):
+            a[k], d[k] = B[k, i], P[starts[k] + place]
+        _mix(u, B, each, d, rank, u)
+        u[i] = pivot
+        # Column i of the residual's Gram matrix.
+        _mix(G[i], G, pivots, a, rank, y)
+        for k in range(rank):
+            d[k] = y[pivots[k]]
+        _mix(y, B, each, d, rank, g)
+        for k in range(rank):
+            a[k] *= -inverse
+        energies[rank] = _scale(row[: layout.lines * span], inverse)
+        into, last, size = columns[rank], B[rank], g[i]
+        left = 0.0
+        for k in range(rank):  # but for rounding errors they are
+            u[pivots[k]], energy[pivots[k]] = 0.0, 0.0
+        for k in range(m):
+            into[k] = u[k]
+            u[k] = into[k]  # what is stored, not what was computed, is taken away
+            last[k] = -u[k] * inverse
+            energy[k] += last[k] * (2 * g[k] + last[k] * size)
+            left += energy[k]
+        _spread(u, a, rank, B)
+        pivots[rank] = chosen[rank] = i
+        unused[i] = 0.0
+        i = _next_row(u, unused, m)
+        rank += 1
+    return rank
+
+
+@compiled
+def _arrange(chosen: Any, rank: int, used: Any, order: Any) -> None:  # pragma: no cover (compiled)
+    """Pivot rows first: what later crosses have there is zero. ``used`` is zero, and will be."""
+    for k in range(rank):
+        order[k] = chosen[k]
+        used[order[k]] = 1
+    rest = rank
+    for i in range(len(used)):
+        if used[i] == 0 and rest < len(order):
+            order[rest] = i
+            rest += 1
+        used[i] = 0
+    order[rest:] = order[rest - 1]
+
+
+@compiled
+def _scale(row: Any, factor: float) -> float:  # pragma: no cover (compiled)
+    """``row`` times a number; the energy that it has then."""
+    f = row.dtype.type(factor)
+    energy = f - f  # a zero of the row's dtype
+    for t in range(len(row)):
+        x = row[t] * f
+        row[t] = x
+        energy += x * x
+    return np.float64(energy)
+
+
+@exact
+def _settle(row: Any, f: float, g: float) -> None:  # pragma: no cover (compiled)
+    """What remains of numbers that are stored times f, a power of two, when they are read times g, its inverse."""
+    if f == 1 and g == 1:
+        return
+    to, fro = row.dtype.type(f), row.dtype.type(g)  # exponents of half a number's own range
+    for t in range(len(row)):
+        row[t] = (row[t] * to) * fro
+
+
+@exact
+def _place(row: Any, f: float, columns: int, span: int, stored: Any) -> None:  # pragma: no cover (compiled)
+    """Store a row times f, whose lines stand ``span`` apart."""
+    factor = row.dtype.type(f)
+    if span == columns:
+        columns = span = len(stored)  # as a single line
+    for y in range(len(stored) // columns):
+        line, into = row[y * span : y * span + columns], stored[y * columns : (y + 1) * columns]
+        for t in range(columns):
+            into[t] = line[t] * factor
 
 
 @compiled
 def _residual_row(
-    P: Any, at: Any, B: Any, rank: int, i: int, starts: Any, c: Any, source: Any, target: Any, row: Any
-) -> None:  # pragma: no cover (compiled)
-    """Row i of the residual; ``starts`` holds where the pivot rows begin, and takes row i itself."""
+    P: Any, layout: Any, at: Any, B: Any, rank: int, i: int, starts: Any, c: Any, source: Any, target: Any, row: Any
+) -> int:  # pragma: no cover (compiled)
+    """Row i of the residual, and where it is largest; ``starts`` holds where pivot rows begin, and takes that one."""
     for k in range(rank):
         c[k] = B[k, i]
     c[rank] = 1.0
     starts[rank] = at[i]
-    combine(P, starts, c, rank + 1, source, target, row, row[:0])
+    largest = combine(P, starts, c, rank + 1, source, target, row, row[:0])
+    span, w = line_of_vectors(layout, row), 2 * width(row)
+    values = row[: layout.lines * span]
+    if len(source) * w == layout.lines * layout.columns:
+        return place_of(values, largest)
+    # What was read from between the lines is no part of the row.
+    for y in range(layout.lines if span > layout.columns else 0):
+        row[y * span + layout.columns : (y + 1) * span] = 0
+    row[len(values) : len(values) + w] = 0
+    return pivot_column(values)
 
 
 @compiled

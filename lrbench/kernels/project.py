@@ -24,7 +24,7 @@ __all__ = [
     "store_lines",
 ]
 
-CACHE = 1 << 15
+CACHE = 1 << 14
 """Bytes of factors that are worked on at a time."""
 
 
@@ -71,7 +71,7 @@ def project_rows(
     m, n = len(at), V.shape[1]
     P = np.zeros(layout.channels * layout.plane + SLACK, work.dtype)
     pixels = P[: layout.channels * layout.plane]
-    source, target = vectors(layout, P)
+    source, target = vectors(layout, P, layout.columns)
     most = 0
     for b in range(len(images)):
         most = max(most, offsets[b + 1] - offsets[b])
@@ -180,7 +180,8 @@ def residuals(
         first, rank = offsets[b], offsets[b + 1] - offsets[b]
         for k in range(rank):
             _widen(V[first + k], power[b, 5], layout.columns, span, scratch[1][k])
-            enter(k, U[first + k], power[b, 3], order, scratch)
+            row = scratch[1][k]
+            enter(k, U[first + k], power[b, 3], _energy(row[: len(scratch[3])]), order, scratch)
         # While this block is worked on the next one's V is asked for.
         ahead = memory[offsets[b + 1] * n : offsets[min(b + 2, len(images))] * n]
         norms[b] = squared_norm(pixels, counts)
@@ -196,7 +197,7 @@ def line_of_vectors(layout: Any, work: Any) -> int:  # pragma: no cover (compile
 @compiled
 def residual_scratch(
     layout: Any, most: int, work: Any
-) -> tuple[Any, Any, Any, Any, Any, Any, Any]:  # pragma: no cover (compiled)
+) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:  # pragma: no cover (compiled)
     """What :func:`formed_residual` works in, for ranks up to ``most``, in the dtype of ``work``.
 
     The second, (most, .), is for V: rows whose lines stand whole vectors apart, zeros between and behind.
@@ -211,27 +212,30 @@ def residual_scratch(
     counted = np.zeros(3 * w * tiles, work.dtype)
     for y in range(layout.lines):
         counted[y * span : y * span + layout.columns] = 1
+    whole = np.empty(tiles, np.bool_)
+    for j in range(tiles):
+        whole[j] = counted[3 * w * j : 3 * w * (j + 1)].all()
     # Rows an even number of cache lines apart would share the places of a cache.
     line = 64 // work.itemsize
     B = np.zeros((most, (len(counted) // line // 2 * 2 + 3) * line), work.dtype)
     c = np.zeros((fours, most, 4), work.dtype)
-    return place, B, c, counted, np.empty((4 * fours, w), work.dtype), np.empty(most), np.zeros(fours, np.int64)
+    sums, sizes = np.empty((4 * fours, w), work.dtype), np.empty(most)
+    return place, B, c, counted, whole, sums, sizes, np.zeros(fours, np.int64)
 
 
 @compiled
-def enter(k: int, u: Any, scale: float, order: Any, scratch: Any) -> None:  # pragma: no cover (compiled)
-    """Take column k of U, times ``scale``, after those before; row k of V is in its place in the scratch.
+def enter(k: int, u: Any, scale: float, energy: float, order: Any, scratch: Any) -> None:  # pragma: no cover (compiled)
+    """Take column k of U, times ``scale``, after those before; row k of V, of some ``energy``, is in its place.
 
     Rows are taken four at a time in some ``order``, int64, the last one as often as there is room for: where columns
     end in zeros for four rows these cost nothing.
     """
-    _, B, c, counted, _, sizes, needed = scratch
-    row = B[k, : len(counted)]
-    length = np.sqrt(_energy(row))
+    _, B, c, counted, _, _, sizes, needed = scratch
+    length = np.sqrt(energy)
     if length < 1e-15:  # squares may have vanished
-        length = _length(row)
+        length = _length(B[k, : len(counted)])
     sizes[k] = _length(u) * length * scale
-    factor = -row.dtype.type(scale)
+    factor = -B.dtype.type(scale)
     for four in range(len(c)):
         found = False
         for i in range(4):
@@ -262,7 +266,7 @@ def formed_residual(
     ahead : array
         (.,): memory that is asked for meanwhile.
     """
-    place, B, c, counted, sums, sizes, needed = scratch
+    place, B, c, counted, whole, sums, sizes, needed = scratch
     m, tiles, fours = len(at), len(place) // 3, len(c)
     unit = 2.0**-24 if P.itemsize < 8 else 2.0**-53
     sums[:] = 0
@@ -275,7 +279,7 @@ def formed_residual(
             ask_for(ahead, asked, (stop - start) * bit)
             asked += (stop - start) * bit
             count = min(needed[four], rank)
-            _add_energies(P, at, order, place, B, c[four], count, counted, start, stop, sums, 4 * four)
+            _add_energies(P, at, order, place, B, c[four], count, counted, whole, start, stop, sums, 4 * four)
     total = 0.0
     for i in range(m):
         for t in range(width(P)):
@@ -373,6 +377,7 @@ def _add_energies(
     c: Any,
     count: int,
     counted: Any,
+    whole: Any,
     start: int,
     stop: int,
     sums: Any,
@@ -388,13 +393,16 @@ def _add_energies(
     e0, e1, e2, e3 = load(sums, (i, 0)), load(sums, (i + 1, 0)), load(sums, (i + 2, 0)), load(sums, (i + 3, 0))
     for j in range(start, stop):
         at0, at1, at2, t = place[3 * j], place[3 * j + 1], place[3 * j + 2], 3 * w * j
-        n0, n1, n2 = load(counted, (t,)), load(counted, (t + w,)), load(counted, (t + 2 * w,))
-        x0, y0 = fma(nothing, n0, load(P, (a0 + at0,))), fma(nothing, n1, load(P, (a0 + at1,)))
-        x1, y1 = fma(nothing, n0, load(P, (a1 + at0,))), fma(nothing, n1, load(P, (a1 + at1,)))
-        x2, y2 = fma(nothing, n0, load(P, (a2 + at0,))), fma(nothing, n1, load(P, (a2 + at1,)))
-        x3, y3 = fma(nothing, n0, load(P, (a3 + at0,))), fma(nothing, n1, load(P, (a3 + at1,)))
-        z0, z1 = fma(nothing, n2, load(P, (a0 + at2,))), fma(nothing, n2, load(P, (a1 + at2,)))
-        z2, z3 = fma(nothing, n2, load(P, (a2 + at2,))), fma(nothing, n2, load(P, (a3 + at2,)))
+        x0, y0, z0 = load(P, (a0 + at0,)), load(P, (a0 + at1,)), load(P, (a0 + at2,))
+        x1, y1, z1 = load(P, (a1 + at0,)), load(P, (a1 + at1,)), load(P, (a1 + at2,))
+        x2, y2, z2 = load(P, (a2 + at0,)), load(P, (a2 + at1,)), load(P, (a2 + at2,))
+        x3, y3, z3 = load(P, (a3 + at0,)), load(P, (a3 + at1,)), load(P, (a3 + at2,))
+        if not whole[j]:
+            n0, n1, n2 = load(counted, (t,)), load(counted, (t + w,)), load(counted, (t + 2 * w,))
+            x0, y0, z0 = fma(nothing, n0, x0), fma(nothing, n1, y0), fma(nothing, n2, z0)
+            x1, y1, z1 = fma(nothing, n0, x1), fma(nothing, n1, y1), fma(nothing, n2, z1)
+            x2, y2, z2 = fma(nothing, n0, x2), fma(nothing, n1, y2), fma(nothing, n2, z2)
+            x3, y3, z3 = fma(nothing, n0, x3), fma(nothing, n1, y3), fma(nothing, n2, z3)
         for k in range(count):
             u, v, s = load(B, (k, t)), load(B, (k, t + w)), load(B, (k, t + 2 * w))
             c0, c1, c2, c3 = broadcast(c, (k, 0)), broadcast(c, (k, 1)), broadcast(c, (k, 2)), broadcast(c, (k, 3))

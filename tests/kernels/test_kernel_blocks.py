@@ -15,6 +15,7 @@ from lrbench.compressors import spectral
 from lrbench.kernels.gram import columns_gram, columns_scratch, rows_doubt, rows_gram, rows_scratch
 from lrbench.kernels.kernel_blocks import KernelBlocks
 from lrbench.kernels.layout import Layout
+from lrbench.low_rank import Crosses
 
 C, H, W = 4, 7, 6
 EVERY = [g for g in geometries(C, H, W) if g["padding_mode"] in ("zeros", "circular")]
@@ -141,6 +142,28 @@ def test_what_becomes_of_an_image_does_not_depend_on_its_neighbours(name: str) -
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_there_is_room_for_crosses_of_higher_rank_than_last_time(threads: int) -> None:
+    """Memory is asked for by what was met before, which must not be seen in what comes of it."""
+    rule, at_ease = Crosses(1e-6, 1e-6, 18), torch.ones(40, 2, 24, 24)
+    hard = torch.rand(40, 2, 24, 24, generator=torch.Generator().manual_seed(0))
+    exponent = torch.zeros(40, dtype=torch.int64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        low = kernels_view(lrbench.Im2col(at_ease, 3, padding=1)).pivoted(rule, exponent, check=True)
+        view = kernels_view(lrbench.Im2col(hard, 3, padding=1))
+        tight, roomy = view.pivoted(rule, exponent, check=True), view.pivoted(rule, exponent, check=True)
+    finally:
+        torch.set_num_threads(before)
+    assert int(low[2].max()) < 10 < int(tight[2].min())
+    for part, again in zip(tight, roomy, strict=True):
+        assert torch.equal(part, again)
+    for factor in tight[:2]:
+        assert len(factor) == int(tight[2].sum())
+        assert factor.untyped_storage().nbytes() == factor.nbytes
+
+
 @pytest.mark.parametrize("eps", [8e-4, 1e-3, 2e-3])
 def test_crosses_of_almost_constant_images_are_stopped_by_their_residual(eps: float) -> None:
     """What rounds alike in every product of a sum is no residual."""
@@ -149,7 +172,8 @@ def test_crosses_of_almost_constant_images_are_stopped_by_their_residual(eps: fl
     blocks = lrbench.Im2col(x, kernel_size=3)
     view = kernels_view(blocks)
     _, _, ranks = view.crosses("residual", eps**2, 1e-6, 27)
-    assert torch.equal(view.pivots(eps**2, 1e-6, 27).ranks, ranks)
+    zero = torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(view.pivoted(Crosses(eps**2, 1e-6, 27), zero, check=False)[2], ranks)
 
 
 def test_a_plain_block_is_an_image_of_one_line() -> None:
@@ -220,9 +244,8 @@ def test_pivots_of_images_of_any_width_are_those_of_the_residual(dtype: torch.dt
         x[1] = 0
         view = kernels_view(lrbench.Im2col(x, **(PLAIN | {"padding": (1, 1)})))
         U, V, ranks = view.crosses("residual", 0.1, 1e-6, 18)
-        pivots, exponent = view.pivots(0.1, 1e-6, 18), torch.tensor([0, 3, -41])
-        U2, V2, squared, energy = view.combine(pivots, torch.zeros_like(exponent), check=True)
-        ranks2 = pivots.ranks
+        rule, exponent = Crosses(0.1, 1e-6, 18), torch.tensor([0, 3, -41])
+        U2, V2, ranks2, squared, energy = view.pivoted(rule, torch.zeros_like(exponent), check=True)
         assert ranks[0] > 0 < ranks[2], width
         assert ranks[1] == 0, width
         torch.testing.assert_close(ranks2, ranks)
@@ -230,21 +253,24 @@ def test_pivots_of_images_of_any_width_are_those_of_the_residual(dtype: torch.dt
         torch.testing.assert_close(U2, U, rtol=0, atol=atol)
         torch.testing.assert_close(V2, V, rtol=0, atol=atol)
         # A pivot row is met by the crosses up to its own: with the others it would not be exact.
-        first = 0
-        for rows, rank in zip(pivots.chosen, ranks2, strict=True):
-            for k in range(int(rank)):
-                assert not U2[first + k, rows[:k]].any(), width
-            first += int(rank)
+        for D, u in zip(lowered(x, PLAIN | {"padding": (1, 1)}), U2.split(ranks2.tolist()), strict=True):
+            row, unused = int(np.abs(D).max(1).astype(bool).argmax()), torch.ones(18, dtype=torch.bool)
+            for k in range(len(u)):
+                assert u[k, row] != 0, width
+                assert not u[k + 1 :, row].any(), width
+                unused[row] = False
+                row = int(torch.where(unused, u[k].abs(), -1.0).argmax())
         # What is told is of what was stored, at whatever scale.
         exact, whole = view.residuals(U2, V2, ranks2, torch.zeros_like(exponent))
         torch.testing.assert_close(energy, whole)
         assert (squared >= exact * (1 - 1e-12)).all(), width
         assert (squared <= exact + 1e-4 * energy).all(), width
-        scaled = view.combine(pivots, exponent, check=True)
+        scaled = view.pivoted(rule, exponent, check=True)
         powers = exponent.repeat_interleave(ranks2)[:, None]
         torch.testing.assert_close(scaled[0], torch.ldexp(U2, powers // 2), rtol=0, atol=0)
         torch.testing.assert_close(scaled[1], torch.ldexp(V2, powers - powers // 2), rtol=0, atol=0)
-        torch.testing.assert_close(scaled[2], squared, rtol=1e-12, atol=0)
+        assert torch.equal(scaled[2], ranks2), width
+        torch.testing.assert_close(scaled[3], squared, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])

@@ -59,10 +59,26 @@ BUGS = [
     Bug(
         "a pivot's place counted without the padding",
         "kernels/pivots.py",
-        "np.float64(row[column]), column // columns * pitch + column % columns",
+        "np.float64(row[column]), column // span * layout.pitch + column % span",
         "np.float64(row[column]), column",
         "kernels/test_kernel_blocks.py",
         "pivots_of_images",
+    ),
+    Bug(
+        "what a vector holds behind a row left in a cross",
+        "kernels/pivots.py",
+        "    row[len(values) : len(values) + w] = 0\n",
+        "",
+        "kernels/test_kernel_blocks.py",
+        "pivots_of_images",
+    ),
+    Bug(
+        "no more room than for last time's ranks",
+        "kernels/kernel_blocks.py",
+        "done = int(np.argmin(ends)) - 1",
+        "done = int(np.argmin(ends))",
+        "kernels/test_kernel_blocks.py",
+        "room_for_crosses",
     ),
     Bug(
         "missing cross term in the norm",
