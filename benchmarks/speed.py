@@ -328,11 +328,10 @@ def _least(batch: Tensor, measured: dict[str, float]) -> list[str]:
         if name == "svd":
             left, further = "the eigenproblem", {"the projection": 2 * m * n * rank}
         else:
-            rows = n * rank * (rank + 1)
             # Row p_k of the residual is met by k crosses.
             residual = 2 * n * (m * (rank + 1) - rank * (rank - 1) / 2)
             left = "the search for pivots"
-            further = {"the pivot rows": rows, "the rows of V": rows, "the residual": residual}
+            further = {"the pivot rows, which are V's": n * rank * (rank + 1), "the residual": residual}
         moved = (batch.nbytes + factors.nbytes) / N
         parts = [(f"{moved:,.0f} bytes, read or written once", copied, moved, "GB/s of a copy")]
         for what, flops in [("the Gram matrix", gram), *((what, float(each.mean())) for what, each in further.items())]:
