@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrbench.blocks import Blocks, DenseBlocks, ScaledBlocks
 from lrbench.im2col import Im2col
-from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, sketch, spectral
+from lrbench.kernels import crosses, deflation, interpolative, keys, project, ranges, residual, sketch, spectral
 from lrbench.kernels.gram import rows_doubt
 from lrbench.kernels.layout import Layout, counts, offsets
 from lrbench.kernels.loops import for_parts
@@ -408,7 +408,7 @@ class KernelBlocks(NamedTuple):
         def part(start: int, stop: int) -> None:
             cut = slice(start, stop)
             source = (self.images[cut], power[cut], self.layout, at, number)
-            project.residuals(*source, ends[start : stop + 1], work, u, v, squared[cut], norms[cut])
+            residual.residuals(*source, ends[start : stop + 1], work, u, v, squared[cut], norms[cut])
 
         for_parts(len(ranks), part)
         return torch.from_numpy(squared), torch.from_numpy(norms)

@@ -12,7 +12,7 @@ import numpy as np
 from lrbench.kernels.lanes import load, store, width
 from lrbench.kernels.loops import compiled, exact
 
-__all__ = ["Layout", "counts", "offsets", "pad", "read"]
+__all__ = ["Layout", "counts", "offsets", "pad", "read", "squared_norm", "widen"]
 
 
 class Layout(NamedTuple):
@@ -113,3 +113,27 @@ def read(P: Any, start: int, pitch: int, columns: int, row: Any) -> None:  # pra
             store(row, (into + j * w,), load(P, (at + j * w,)))
         for t in range(vectors * w, columns):
             row[into + t] = P[at + t]
+
+
+@exact
+def widen(stored: Any, g: float, columns: int, pitch: int, out: Any) -> None:  # pragma: no cover (compiled)
+    """A row times g, its lines put ``pitch`` apart; what lies between them stays."""
+    factor = out.dtype.type(g)  # an exponent of half a number's own range
+    if pitch == columns:
+        columns = len(stored)  # as a single line: each costs as much to begin as a dozen numbers
+    for y in range(len(stored) // columns):
+        line, into = stored[y * columns : (y + 1) * columns], out[y * pitch : y * pitch + columns]
+        for t in range(columns):
+            into[t] = line[t] * factor
+
+
+@compiled
+def squared_norm(P: Any, counts: Any) -> float:  # pragma: no cover (compiled)
+    """‖D‖_F²: pixels squared, each as often as it occurs."""
+    plane = len(counts)
+    total = 0.0
+    for c in range(len(P) // plane):
+        pixels = P[c * plane : (c + 1) * plane]
+        for t in range(plane):
+            total += counts[t] * pixels[t] * pixels[t]
+    return total

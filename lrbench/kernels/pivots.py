@@ -13,15 +13,9 @@ import numpy as np
 from lrbench.kernels.crosses import pivot_column, place_of
 from lrbench.kernels.gram import reflect, rows_gram, rows_scratch
 from lrbench.kernels.lanes import broadcast, fma, larger, load, peak, store, width, zeros
-from lrbench.kernels.layout import pad
+from lrbench.kernels.layout import pad, squared_norm
 from lrbench.kernels.loops import compiled, exact
-from lrbench.kernels.project import (
-    enter,
-    formed_residual,
-    line_of_vectors,
-    residual_scratch,
-    squared_norm,
-)
+from lrbench.kernels.residual import enter, formed_residual, line_of_vectors, residual_scratch
 from lrbench.kernels.turns import sum_before, take, tell
 from lrbench.kernels.windows import SLACK, combine, vectors
 
@@ -76,7 +70,7 @@ def by_gram(
         (., m) and (., n) in the dtype of the arithmetic on pixels, written: the crosses, block by block, as far as
         there is room for all of a block's. Blocks that there is no room for are to be taken again.
     squared, norms : array
-        (N,) float64: see :func:`lrbench.kernels.project.residuals`; written if they are asked for.
+        (N,) float64: see :func:`lrbench.kernels.residual.residuals`; written if they are asked for.
     """
     m, span = len(at), line_of_vectors(layout, V)
     P = np.zeros(layout.channels * layout.plane + SLACK, V.dtype)

@@ -183,7 +183,7 @@ BUGS = [
     ),
     Bug(
         "a cross not counted where a pivot row has it",
-        "kernels/project.py",
+        "kernels/residual.py",
         "        needed[four] = k + 1 if found",
         "        needed[four] = k if found",
         "kernels/test_kernel_blocks.py",
@@ -476,7 +476,7 @@ BUGS = [
     # Measuring
     Bug(
         "what padding put between the lines counted in the residual",
-        "kernels/project.py",
+        "kernels/residual.py",
         "        counted[y * span : y * span + layout.columns] = 1\n",
         "        counted[y * span : (y + 1) * span] = 1\n",
         "kernels/test_kernel_blocks.py",
@@ -484,7 +484,7 @@ BUGS = [
     ),
     Bug(
         "rows that fill the last four counted in the residual",
-        "kernels/project.py",
+        "kernels/residual.py",
         "    for i in range(m):\n        for t in range(width(P)):\n",
         "    for i in range(len(sums)):\n        for t in range(width(P)):\n",
         "kernels/test_kernel_blocks.py",
