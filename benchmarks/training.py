@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
 CASES = (
     Case("100000", "svd", 0.1, "both", 1.05, repeats=2),
-    Case("100000", "svd", 0.1, "both", 1.0, keeps=True, repeats=4),
+    Case("100000", "svd", 0.1, "both", 1.0, keeps=True, repeats=6),
     Case("101010", "warm", 0.1, "both", 1.30),
     Case("101010", "svd", 0.1, "both"),
     Case("101010", "aca", 0.1, "both"),
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {"images": name, "environment": environment()}
     notes: list[str] = []
     plans = [(case, options.processes * case.repeats) for case in CASES]
-    defaults = [(case, options.processes) for case in CASES if case.bound is not None]
+    defaults = [(case, processes) for case, processes in plans if case.bound is not None]
     with tqdm(total=sum(processes for _, processes in [*plans, *defaults])) as progress:
         for title, threshold, chosen in (
             ("Freed memory is kept", KEPT.threshold, plans),
