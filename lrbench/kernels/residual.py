@@ -98,7 +98,9 @@ def residual_scratch(
 
 
 @compiled
-def enter(k: int, u: Any, scale: float, squared: float, order: Any, scratch: Any) -> None:  # pragma: no cover (compiled)
+def enter(
+    k: int, u: Any, scale: float, squared: float, order: Any, scratch: Any
+) -> None:  # pragma: no cover (compiled)
     """Take column k of U, times ``scale``, after those before; row k of V, of that ``squared`` norm, is in its place.
 
     Rows are taken four at a time in some ``order``, int64, the last one as often as there is room for: where columns
