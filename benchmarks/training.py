@@ -72,7 +72,7 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("100000", "svd", 0.1, "both", 1.05, repeats=2),
+    Case("100000", "svd", 0.1, "both", 1.05),
     Case("100000", "svd", 0.1, "both", 1.0, keeps=True, repeats=4),
     Case("101010", "warm", 0.1, "both", 1.30),
     Case("101010", "svd", 0.1, "both"),

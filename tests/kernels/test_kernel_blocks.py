@@ -240,7 +240,7 @@ def test_pivots_of_images_of_any_width_are_those_of_the_residual(dtype: torch.dt
     """A row is computed in whole vectors, of which the last of a line holds more than there is."""
     generator = torch.Generator().manual_seed(0)
     for width in range(1, 40):
-        x = torch.randn(3, 2, 9, width, generator=generator, dtype=torch.float64).to(dtype)
+        x = torch.randn(3, 2, 10, width, generator=generator, dtype=torch.float64).to(dtype)
         x[1] = 0
         view = kernels_view(lrbench.Im2col(x, **(PLAIN | {"padding": (1, 1)})))
         U, V, ranks = view.crosses("residual", 0.1, 1e-6, 18)
