@@ -313,7 +313,7 @@ class KernelBlocks(NamedTuple):
         squared, norms = np.empty((2, N))
         ranks, ends = np.full(N, UNKNOWN), np.full(N + 1, UNKNOWN)
         usual = _usual_rank(self.layout, rule)
-        U, V = (np.empty((_room(N, usual[0], rule.limit), side), dtype) for side in (m, n))
+        U, V = (_with_room(np.empty((0, side), dtype), 0, _room(N, usual[0], rule.limit)) for side in (m, n))
         ends[0] = 0
 
         def attempt(done: int, U: Array, V: Array) -> None:
@@ -443,11 +443,14 @@ def _usual_rank(layout: Layout, rule: Crosses) -> list[float]:
 
 def _room(blocks: int, rank: float, limit: int) -> int:
     """For how many crosses there is to be room, if blocks have that rank on average, or some more."""
-    return min(blocks * limit, int(1.05 * rank * blocks) + 2 * limit)
+    return min(blocks * limit, int(1.05 * rank * blocks) + limit)
 
 
 def _with_room(packed: Array, used: int, rows: int) -> Array:
     """A copy of the first rows, with room for as many as are asked for."""
+    # glibc keeps the pages of what is no larger than the largest piece that was given back, and ours shrink before they
+    # are: a piece as large is given back at once, untouched.
+    np.empty((rows, packed.shape[1]), packed.dtype)
     out = np.empty((rows, packed.shape[1]), packed.dtype)
     out[:used] = packed[:used]
     return out
