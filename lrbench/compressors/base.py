@@ -149,7 +149,7 @@ class Compressor:
         -------
         LowRank, Basis, SharedBasis or Crosses
             The factors, in the blocks' dtype or a wider one; or one side of them alone, if the other is its projection;
-            or columns that all blocks have in common; or, from the kernels, the pivots of crosses.
+            or columns that all blocks have in common; or, where kernels find them, the rule of crosses alone.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no factors: give it a method factorize(blocks)")
 

@@ -40,7 +40,7 @@ def residuals(
     Parameters
     ----------
     images, power, layout, at, counts, offsets, work, U, V, squared, norms
-        As for :func:`project_rows`; U and V are read, in any dtype.
+        As for :func:`lrbench.kernels.project.project_rows`; U and V are read, in any dtype.
     """
     n, most = V.shape[1], 0
     for b in range(len(images)):
